@@ -63,7 +63,9 @@ class SampleKeys:
             elif isinstance(sample, Sequence):
                 advice = f"; {_OTHERS}"
             else:
-                advice = "; name the attribute that has its labels: TorchData(..., labels='y')"
+                names = [name for name in (self.labels, self.weights) if name is not None and not hasattr(sample, name)]
+                lacking = f" without an attribute {names[0]!r}" if names else ""
+                advice = f"{lacking}; name the attribute that has its labels: TorchData(..., labels='y')"
             raise DataError(f"{must_yield} pairs (inputs, labels); got a {type(sample).__name__}{size}{advice}")
         inputs, labels, *weights = sample
         return inputs, labels, weights[0] if weights else None
@@ -106,7 +108,8 @@ def missing_labels(inputs: Any) -> Tensor:
     first = next(nested_tensors(inputs), None)
     if first is None or not first.ndim:
         raise DataError(
-            f"inputs without labels must have a tensor with one item per sample; got a {type(inputs).__name__}"
+            f"inputs without labels must have a tensor with one item per sample; got a {type(inputs).__name__}; "
+            "give it labels that mean none, such as -1 for each sample, and pass ignore_index=-1"
         )
     return torch.full((len(first),), MISSING_LABEL, device=first.device)
 

@@ -84,8 +84,8 @@ class RunOptions:
     similarity of student and teacher layers, for `kdkit report`. This takes about a second per network at most, and
     does not change results.
     progress: print the progress: a line per epoch and the metrics, and on a terminal a live view of the run. None
-    prints to a terminal or a notebook, but not if the output is captured or goes to a file or a pipe. A Study only
-    prints if this is True.
+    prints to a terminal or a notebook. If the output is captured or goes to a file or a pipe, it only logs the notices,
+    as warnings of the logger "kdkit", which Python writes to stderr. A Study only prints if this is True.
     verbose: with the progress, also print versions and settings at the start, and after each epoch the weights of the
     terms, the learning rate, the speed, and gradient statistics if they are recorded.
     only: names of stages to train, without computing metrics, if the stages that they need are finished in `out`; None

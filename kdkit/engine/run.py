@@ -16,7 +16,7 @@ from kdkit.data.device_data import DeviceData
 from kdkit.engine.callbacks import Callbacks
 from kdkit.engine.check.check import check
 from kdkit.engine.check.stage_problems import require_compilable, require_storable
-from kdkit.engine.display.console import progress_display
+from kdkit.engine.display.console import NoticeLog, progress_display
 from kdkit.engine.distributed.data_parallel import require_divisible
 from kdkit.engine.distributed.process_group import joined, rank_device, restarted
 from kdkit.engine.distributed.rank_agreement import require_agreement
@@ -159,6 +159,8 @@ def prepared(
                 recipe = with_baselines(recipe, required=requires_baseline and not is_of_study)
             status.show("checking the recipe")
             callbacks = [*console, *callbacks]
+            if options.progress is None and not console:
+                callbacks.append(NoticeLog())
             interrupts = Interrupts(announce=console[0].announce if console else None)
             with interrupts, deterministic(enabled=options.deterministic):
                 yield PreparedRun(recipe, options, device, callbacks, origin or Origin(), interrupts)

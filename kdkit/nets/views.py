@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from kdkit.data.batch import Batch, items_of, map_tensors
+from kdkit.data.batch import Batch, has_objects, items_of, map_tensors
 from kdkit.errors import RecipeError, describe
 from kdkit.utils.validation import is_number, is_whole_number
 
@@ -42,7 +42,8 @@ class Inputs:
     The items of a tuple or list are positional arguments, those of a mapping are keyword arguments, and any other input
     is the only argument.
     only: the keys or positions of the inputs that the network gets, such as `Inputs(only=("words", "lengths"))` for a
-    mapping, or `Inputs(only=(0,))` for a tuple. A single one becomes the only argument. None selects all inputs.
+    mapping, or `Inputs(only=(0,))` for a tuple; for another object the names of its attributes, such as
+    `Inputs(only=("x", "edge_index"))` for graphs. A single one becomes the only argument. None selects all inputs.
     dtype: the dtype to which floating-point inputs are converted if the network's weights differ from the data, such as
     torch.bfloat16; None keeps the dtype of the data.
     """
@@ -68,11 +69,9 @@ class Inputs:
 
     def __call__(self, batch: Batch) -> Call:
         """Return the positional and keyword arguments of the network."""
-        inputs = batch.inputs if self.dtype is None else _converted(batch.inputs, self.dtype)
-        if isinstance(inputs, Tensor) and self.only is None:
+        inputs = _converted(batch.inputs if self.only is None else self._select(batch.inputs), self.dtype)
+        if isinstance(inputs, Tensor):
             return (inputs,), {}
-        if self.only is not None:
-            inputs = self._select(inputs)
         if isinstance(inputs, Mapping):
             return (), {name: _own(item) for name, item in inputs.items()}
         if isinstance(inputs, (tuple, list)):
@@ -82,9 +81,12 @@ class Inputs:
     def _select(self, inputs: Any) -> Any:
         assert self.only is not None
         items = dict(items_of(inputs) or ())
+        if has_objects(inputs) and not items:
+            items = {name: getattr(inputs, str(name)) for name in self.only if hasattr(inputs, str(name))}
         missing = [name for name in self.only if name not in items]
         if missing:
-            got = ", ".join(map(repr, items)) or f"a {type(inputs).__name__}"
+            is_object = has_objects(inputs) or not items
+            got = f"a {type(inputs).__name__}" if is_object else ", ".join(map(repr, items))
             raise RecipeError(f"only=... selects {missing[0]!r}, which the inputs lack; there are: {got}")
         if len(self.only) == 1:
             return (items[self.only[0]],)

@@ -12,12 +12,19 @@ from kdkit.data.torch_splits import StreamSplit
 from kdkit.engine.check.dry_run import dry_run
 from kdkit.engine.check.estimate import Estimator, StageEstimate
 from kdkit.engine.check.metric_problems import number_metric_problems
-from kdkit.engine.check.notices import direction_notices, metric_notices, run_notices, shared_net_notices
+from kdkit.engine.check.notices import (
+    direction_notices,
+    metric_notices,
+    run_notices,
+    shared_net_notices,
+    validation_notices,
+)
 from kdkit.engine.check.output_problems import feature_teachers
 from kdkit.engine.check.plan import Plan, StagePlan, TermSummary
 from kdkit.engine.check.recipe_problems import recipe_problems
 from kdkit.engine.check.stage_problems import stage_problems, storage_problems
 from kdkit.engine.check.step_problems import batch_problems, update_problems
+from kdkit.engine.check.validation_problems import validation_problems
 from kdkit.engine.options import RunOptions
 from kdkit.engine.stage.batch_transform import transformed
 from kdkit.engine.stage.open_stage import OpenStage, build_context, tiny_batch
@@ -128,6 +135,7 @@ def _check_stage(
         result.loader_batch = getattr(loader, "batch_size", None) if has_batches else None
         return result
     untransformed = tiny_batch(data, stage.training.batch_size).to(device)
+    validation = tiny_batch(data, stage.training.batch_size, data.validation)
     if has_batches:
         result.loader_batch = len(untransformed)
     device = untransformed.labels.device  # this one has its index, such as cuda:0
@@ -151,8 +159,12 @@ def _check_stage(
             if not result.problems:
                 result.notices += run_notices(facts, data)
                 result.notices += metric_notices(facts, recipe.metrics)
+                result.notices += validation_notices(facts, validation)
                 if estimator is not None:
                     result.estimate = estimator.estimate(open_stage, batch, untransformed)
+        if not result.problems:
+            evaluated = [net for net in nets_of([stage]) if net not in result.feature_teachers]
+            result.problems += validation_problems(evaluated, data, validation.to(device), batch, precision)
     except KdkitError as error:
         result.problems = [str(error)]
     except (RuntimeError, MemoryError, OSError) as error:

@@ -8,7 +8,7 @@ from math import ceil
 import torch
 from torch import Tensor, nn
 
-from kdkit.data.batch import nested_tensors
+from kdkit.data.batch import Batch, nested_tensors
 from kdkit.data.dataset import Data
 from kdkit.data.labels import is_ignored
 from kdkit.engine.check.facts import Facts
@@ -19,7 +19,7 @@ from kdkit.engine.stage.terms import BoundTerm
 from kdkit.engine.stage.train_state import build_balancer, optimized_parameters
 from kdkit.engine.stage.training_batches import batches_per_epoch
 from kdkit.errors import DataError
-from kdkit.losses.base import describe_loss, is_of_kdkit, is_per_position, loss_name
+from kdkit.losses.base import BuildContext, describe_loss, is_of_kdkit, is_per_position, loss_name
 from kdkit.losses.catalog import ON_FEATURES
 from kdkit.losses.contrastive import CRD
 from kdkit.losses.hints import DistilHubert, Hint, SquareHead
@@ -77,6 +77,15 @@ def run_notices(facts: Facts, data: Data) -> Iterator[str]:
         _inputs_of_weights,
     ):
         yield from notice(facts, data)
+
+
+def validation_notices(facts: Facts, validation: Batch) -> Iterator[str]:
+    """Yield a notice if labels are the input tokens in the validation data only. validation: a tiny batch of it."""
+    if _are_inputs(facts.context, validation) and not _are_inputs(facts.context, facts.batch):
+        yield (
+            "the labels of the validation data are its input tokens, unlike those of training, and metrics compare the "
+            f"output at a token with its own label; if the network predicts the next token, {_shift(facts)}"
+        )
 
 
 def metric_notices(facts: Facts, metrics: Sequence[Metric]) -> Iterator[str]:
@@ -271,7 +280,7 @@ def _sequences(facts: Facts) -> Iterator[str]:
 
 def _terms_of_copied_labels(facts: Facts) -> Iterator[str]:
     """Yield a notice if labels are the input tokens: a language model would learn to repeat the token that it reads."""
-    if not _are_inputs(facts):
+    if not _are_inputs(facts.context, facts.batch):
         return
     for net, weighted in weighted_terms(facts.stage):
         term = weighted.term
@@ -287,7 +296,7 @@ def _terms_of_copied_labels(facts: Facts) -> Iterator[str]:
 
 def _metrics_of_copied_labels(facts: Facts, _data: Data) -> Iterator[str]:
     """Yield a notice if metrics compare outputs with the input tokens, even if the model shifts its own labels."""
-    if _are_inputs(facts) and not any(_terms_of_copied_labels(facts)):
+    if _are_inputs(facts.context, facts.batch) and not any(_terms_of_copied_labels(facts)):
         yield (
             "the labels are the input tokens, and metrics compare the output at a token with its own label; if the "
             f"network predicts the next token, {_shift(facts)} (a model that computes its own loss shifts the labels "
@@ -394,9 +403,9 @@ def shared_net_notices(stages: Sequence[Stage]) -> Iterator[str]:
             )
 
 
-def _are_inputs(facts: Facts) -> bool:
+def _are_inputs(context: BuildContext, batch: Batch) -> bool:
     """Return whether the labels equal the input tokens at all positions with a label."""
-    context, labels, inputs = facts.context, facts.batch.labels, facts.batch.inputs
+    labels, inputs = batch.labels, batch.inputs
     if context.task != "multiclass" or context.position_dims != 1 or not context.ignored_labels:
         return False
     has_label = (labels >= 0) & ~is_ignored(labels, context.ignored_labels)

@@ -1,5 +1,6 @@
 """Print the progress of a run: a live view on a terminal, a line per epoch, and a table of metrics at the end."""
 
+import logging
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -34,6 +35,16 @@ def progress_display(
         finally:
             for callback in callbacks:  # after an error before `run_ended`
                 callback.close()
+
+
+class NoticeLog:
+    """Logs the notices of a run as warnings of the logger "kdkit", which Python writes to stderr by default."""
+
+    @hookimpl
+    def run_started(self, event: RunStarted) -> None:
+        """Log the notices."""
+        for notice in event.notices:
+            logging.getLogger("kdkit").warning("note: %s", notice)
 
 
 class ConsoleCallback:

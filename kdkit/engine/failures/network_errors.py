@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import kdkit
-from kdkit.data.batch import Batch, nested_tensors
+from kdkit.data.batch import Batch, has_objects, nested_tensors
 from kdkit.errors import DataError, KdkitError, first_line
 from kdkit.nets.net import Net
 from kdkit.nets.views import Images
@@ -41,11 +41,13 @@ def describe_failure(teacher: Teacher, batch: Batch, error: Exception) -> str:
         )
     named = [*(("", value) for value in args), *((f"{name} ", value) for name, value in kwargs.items())]
     tensors = [value for _, value in named if isinstance(value, Tensor)]
-    described = (name + _described(value) for name, value in named if any(True for _ in nested_tensors(value)))
+    described = (name + _described(value) for name, value in named if has_objects(value) or [*nested_tensors(value)])
     inputs = ", ".join(described)
     advice = input_advice(teacher, tensors, [*kwargs], error) or device_advice(error, teacher.device or device)
     if isinstance(batch.inputs, (list, tuple)) and isinstance(error, TypeError) and "were given" in str(error):
         advice = "; the items of a list are its arguments: if it takes the list itself, yield it in a tuple, (inputs,)"
+    if args and has_objects(args[0]) and isinstance(error, TypeError):
+        advice = _object_advice(teacher, args[0], error)
     if texts := sum(isinstance(value, str) for value in args):
         inputs = f"{texts} texts"
         advice = "; tokenize texts in the collate_fn of a DataLoader, or in a view: Net(..., view=...)"
@@ -55,7 +57,18 @@ def describe_failure(teacher: Teacher, batch: Batch, error: Exception) -> str:
 def _described(value: Any) -> str:
     if isinstance(value, Tensor):
         return str(tuple(value.shape))
-    return f"a {type(value).__name__} of {sum(1 for _ in nested_tensors(value))} tensors"
+    count = sum(1 for _ in nested_tensors(value))
+    return f"a {type(value).__name__}" + (f" of {count} tensors" if count else "")
+
+
+def _object_advice(net: Net[Any], value: Any, error: TypeError) -> str:
+    """Return advice if a network gets an object, such as a batch of graphs, instead of its attributes, or ""."""
+    if not re.search(r"required positional argument|must be Tensor, not", str(error)):
+        return ""
+    arguments = parameters_by_name(getattr(net.module, "forward", net.module)).values()
+    names = [item.name for item in arguments if item.default is item.empty and hasattr(value, item.name)]
+    taken = repr(tuple(names)) if names else "(...)"
+    return f"; select the attributes that it takes: Net(..., view=Inputs(only={taken}))"
 
 
 def input_advice(net: Net[Any], inputs: Iterable[Tensor], keys: Sequence[str], error: Exception) -> str:

@@ -81,10 +81,13 @@ class DistillationModule(nn.Module):
         return {term.label: term.value(batch, outputs, progress) for term in self.terms}
 
     def train(self, mode: bool = True) -> Self:
-        """Set training mode, except for frozen submodules: the statistics of a frozen batch norm must not change."""
+        """Set training mode, except for frozen submodules: the statistics of a frozen batch norm must not change.
+
+        A loss may hold a frozen network too, such as a perceptual loss.
+        """
         super().train(mode)
         self.open_taps.compute_heads(enabled=not mode)
-        for module in self.nets.modules() if mode else ():
+        for module in (*self.nets.modules(), *self.losses.modules()) if mode else ():
             parameters = list(module.parameters())
             if parameters and not any(parameter.requires_grad for parameter in parameters):
                 module.eval()

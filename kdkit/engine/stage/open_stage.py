@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 
 from kdkit.data.batch import Batch
-from kdkit.data.dataset import Data, LoaderSplit
+from kdkit.data.dataset import Data, LoaderSplit, Split, split_name
 from kdkit.data.label_check import LabelCheck
 from kdkit.data.loading import batches
 from kdkit.data.reading import ReadBatches, no_batch
@@ -94,18 +94,19 @@ def build_context(data: Data) -> BuildContext:
     )
 
 
-def tiny_batch(data: Data, batch_size: int) -> Batch:
-    """Return four training samples for a dry run, or the first batch of a user-defined DataLoader.
+def tiny_batch(data: Data, batch_size: int, split: Split | LoaderSplit | None = None) -> Batch:
+    """Return four samples of a split for a dry run, or the first batch of a user-defined DataLoader.
 
+    split: by default that of training.
     Returns a single sample if the batch size is 1 or the split has only one sample. If the split has two or three
     samples, the last one is repeated, because some relations between samples are constant for two.
     """
-    train = data.train
-    check = LabelCheck.of_data(data, train)
-    if isinstance(train, LoaderSplit):
-        first = ReadBatches(batches(train, 4 if batch_size > 1 else 1), check).take(1)
+    split = data.train if split is None else split
+    check = LabelCheck.of_data(data, split)
+    if isinstance(split, LoaderSplit):
+        first = ReadBatches(batches(split, 4 if batch_size > 1 else 1), check).take(1)
         if not first:
-            raise no_batch("training")
+            raise no_batch("training" if split is data.train else split_name(data, split))
         return first[0]
-    rows = torch.arange(4 if batch_size > 1 and len(train) > 1 else 1).clamp(max=len(train) - 1)
-    return ReadBatches(batches(train, len(rows), order=rows), check).take(1)[0]
+    rows = torch.arange(4 if batch_size > 1 and len(split) > 1 else 1).clamp(max=len(split) - 1)
+    return ReadBatches(batches(split, len(rows), order=rows), check).take(1)[0]

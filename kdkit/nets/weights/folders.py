@@ -88,6 +88,12 @@ def _pretrained_file(folder: Path, name: str) -> Path:
         return file
     if runs_in(folder):
         raise RecipeError(f"the folder {folder} of weights of net {name!r} {runs_hint(folder)}")
+    if is_file(folder / "adapter_config.json"):
+        raise RecipeError(
+            f"the folder {folder} has an adapter of peft, not all weights of net {name!r}; pass no weights, but "
+            f"Net({name!r}, peft.PeftModel.from_pretrained(model, FOLDER), trained=True); a student also needs "
+            "is_trainable=True in from_pretrained"
+        )
     raise RecipeError(
         f"the folder {folder} has no weights of net {name!r}; expected the folder of a run, or a file that "
         "save_pretrained writes: model.safetensors, pytorch_model.bin or their index; pass the path of the file instead"

@@ -1,7 +1,7 @@
 """Load weights from a file into a module. The keys may have other names, as long as the match is unambiguous."""
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -272,6 +272,11 @@ class _Matches:
             # An unknown prefix is removed only if the caller names it: its tensors may belong to another network of the
             # same form.
             sources = match.candidate.sources
+            if path := self._part_of(sources):
+                return (
+                    f"the file has the weights of its part {path!r} alone; load them into that, such as by "
+                    f"Net('part', module.get_submodule({path!r}), weights=...), and pass no weights for the whole"
+                )
             sizes = Counter(key[: dot.end()] for key in sources for dot in re.finditer(r"\.", key))
             for prefix in [prefix for prefix, size in sizes.items() if size in possible]:
                 part = _Match(match.candidate.under(prefix), self.target)
@@ -280,6 +285,15 @@ class _Matches:
                     return f"{nearest.problem()}; those under {prefix!r} fit: pass weights_key={key!r}"
         remedy = "; strict=False loads the tensors that fit" if strict and nearest.fitting else ""
         return nearest.problem() + remedy
+
+    def _part_of(self, sources: Mapping[str, str]) -> str:
+        """Return the path of the part of the net of which most keys are, such as the net without its head; or ""."""
+        keys_of: dict[str, set[str]] = defaultdict(set)
+        for key in self.target.tensors:
+            for dot in re.finditer(r"\.", key):
+                keys_of[key[: dot.start()]].add(key[dot.end() :])
+        parts = [part for part, keys in keys_of.items() if keys <= sources.keys() and 2 * len(keys) > len(sources)]
+        return max(parts, key=lambda part: len(keys_of[part]), default="")
 
 
 def _prefixes(keys: Mapping[str, str]) -> list[str]:

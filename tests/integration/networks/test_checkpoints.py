@@ -597,6 +597,23 @@ def test_strict_false_is_offered_if_some_fit_and_refused_if_none_do(path, refuse
     assert "do not fit net 'teacher'" in refused(strict=False)
 
 
+def test_weights_of_a_part_are_refused_with_the_net_that_loads_them(path, refused):
+    class Classifier(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = Mlp(), nn.Linear(3, 2)
+
+    base = trained()
+    torch.save(base.state_dict() | {"pooler.weight": torch.zeros(2)}, path)
+    module = Classifier()
+    message = refused(module)
+    assert "has the weights of its part 'body' alone" in message
+    assert "Net('part', module.get_submodule('body'), weights=...)" in message
+    torch.save(base.state_dict(), path)
+    assert message == refused(module)
+    assert_loaded(load(path, module.body), base)
+
+
 def test_strict_false_prefers_weights_that_fit_entirely(path):
     torch.save({"state_dict": trained().state_dict(), "old": trained(outputs=7).state_dict()}, path)
     assert_loaded(load(path, strict=False), trained())

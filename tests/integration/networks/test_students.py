@@ -12,6 +12,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 import kdkit
 from kdkit import AverageWeights, Distiller, Match, Net, Optimizer, Recipe, Stage, Tap, TorchData, Training, Truth
+from kdkit.errors import RecipeError
 from kdkit.losses import RKD, IgnoreUnknown, PerLabelSoftTargets, SoftTargets
 from tests.helpers.stages import Small, copied, data, same, training, truth
 
@@ -279,6 +280,8 @@ def test_only_the_adapters_of_a_student_are_trained_and_all_weights_are_saved(em
     assert loaded.trained
     assert same(loaded.module.state_dict(), student.module.state_dict())
     student.module.save_pretrained(tmp_path / "adapters")
+    with pytest.raises(RecipeError, match=r"has an adapter of peft.*Net\('student', peft.PeftModel.from_pretrained"):
+        Net("student", adapted(), weights=tmp_path / "adapters")
     import peft
 
     restored = peft.PeftModel.from_pretrained(classifier(0), tmp_path / "adapters").eval()

@@ -400,7 +400,18 @@ def test_a_graph_batch_is_an_object_whose_labels_are_an_attribute():
         DataError, match=r"got a Graphs; name the attribute that has its labels: TorchData\(..., labels="
     ):
         distill(ObjectNet(8), ObjectNet(4), loader)
+    with pytest.raises(DataError, match="got a Graphs without an attribute 'label'; name the attribute"):
+        distill(ObjectNet(8), ObjectNet(4), loader, labels="label")
     require_learned(distill(ObjectNet(8), ObjectNet(4), loader, labels="y"))
+    with pytest.raises(DataError, match="got a Graphs; give it labels that mean none, such as -1 for each sample"):
+        distill(ObjectNet(8), ObjectNet(4), kdkit.Unlabelled(loader))
+
+    class UnlabelledGraphs(Graphs):
+        def __init__(self, rows):
+            super().__init__(rows)
+            self.y = torch.full_like(self.y, -1)
+
+    distill(ObjectNet(8), ObjectNet(4), as_loader(UnlabelledGraphs), loader, labels="y", ignore_index=-1)
     with pytest.raises(DataError, match=r"pass collate_fn=..., a function that makes a batch"):
         distill(ObjectNet(8), ObjectNet(4), [Graphs([row]) for row in WHOLE], labels="y")
 

@@ -89,6 +89,18 @@ def test_progress_can_be_requested_for_output_that_is_captured(capsys):
     assert captured.err.splitlines() == ["preparing the data and the networks ...", "checking the recipe ..."]
 
 
+def test_the_notices_of_a_run_without_a_display_are_logged(capsys):
+    def recipe():
+        result = three(training=training(epochs=1))
+        result.data.notices = ("mind the labels",)
+        return result
+
+    kdkit.run(recipe, device="cpu")
+    assert capsys.readouterr() == ("", "note: mind the labels\n")
+    kdkit.run(recipe, device="cpu", progress=False)
+    assert capsys.readouterr() == ("", "")
+
+
 def test_progress_must_be_true_false_or_none():
     with pytest.raises(RecipeError, match="progress must be True or False; got 'no'"):
         run_small(progress="no")

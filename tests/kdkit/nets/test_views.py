@@ -273,6 +273,26 @@ def test_inputs_are_selected_by_key_or_position(only, inputs, count, keywords):
     assert Inputs(only=only).key != Inputs().key
 
 
+class Graph:
+    """An object of tensors with a method `to`, as a batch of torch_geometric."""
+
+    def __init__(self):
+        self.x, self.edge_index, self.y = torch.zeros(4, 3), torch.zeros(2, 6, dtype=torch.int64), LABELS
+
+    def to(self, device):
+        return self
+
+
+def test_attributes_of_an_object_are_selected():
+    args, kwargs = Inputs(only=("x", "edge_index"), dtype=torch.float64)(batch(Graph()))
+    assert (args, [*kwargs]) == ((), ["x", "edge_index"])
+    assert [value.dtype for value in kwargs.values()] == [torch.float64, torch.int64]
+    (args, kwargs) = Inputs(only=("x",))(batch(Graph()))
+    assert (args[0].shape, kwargs) == ((4, 3), {})
+    with pytest.raises(RecipeError, match="selects 'edges', which the inputs lack; there are: a Graph"):
+        Inputs(only=("x", "edges"))(batch(Graph()))
+
+
 def test_an_input_that_is_not_there_is_refused_with_those_that_are():
     with pytest.raises(RecipeError, match="selects 'words', which the inputs lack; there are: 'ids'"):
         Inputs(only=("words",))(batch({"ids": ONE}))

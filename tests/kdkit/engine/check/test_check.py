@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from kdkit import (
     AverageWeights,
     CosineRamp,
+    Inputs,
     Match,
     MetricResult,
     Net,
@@ -674,6 +675,33 @@ def test_a_network_of_a_list_gets_it_in_a_tuple_as_the_error_without_one_says():
     assert not check(recipe_of((images,))).problems
     problem = only_problem(recipe_of(([*images[1:], torch.zeros(3, 5, 6)],)))
     assert "fails for its inputs (a list of 4 tensors): RuntimeError" in problem
+
+
+class Graph:
+    """An object of tensors with a method `to`, as a batch of torch_geometric."""
+
+    def __init__(self, rows):
+        self.x, self.edges, self.y = torch.zeros(len(rows), 4), torch.zeros(2, 3), torch.tensor(rows) % 3
+
+    def to(self, device):
+        return self
+
+
+class OfNodes(nn.Linear):
+    def forward(self, x, edges, weights=None):
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(
+    ("module", "names"), [(OfNodes(4, 3), "('x', 'edges')"), (nn.Linear(4, 3), "(...)")], ids=["nodes", "linear"]
+)
+def test_a_network_of_attributes_of_an_object_selects_them_as_the_error_says(module, names):
+    data = TorchData(*[DataLoader(range(6), 3, collate_fn=Graph)] * 2, labels="y", classes=3)
+    problem = only_problem(one_stage(Net("student", module), plain_goal(), data))
+    assert "fails for its inputs (a Graph): TypeError" in problem
+    assert problem.endswith(f"; select the attributes that it takes: Net(..., view=Inputs(only={names}))")
+    student = Net("student", OfNodes(4, 3), view=Inputs(only=("x", "edges")))
+    assert not check(one_stage(student, plain_goal(), data)).problems
 
 
 def test_a_teacher_that_fails_for_its_inputs_is_a_problem():

@@ -40,9 +40,13 @@ def truth():
     return Truth(nn.CrossEntropyLoss())
 
 
-def notices(samples, objective=None):
-    """Return the notices of a recipe with these pairs (inputs, labels), and with a term on the labels by default."""
-    data = TorchData(samples, samples, task="multiclass", classes=[str(word) for word in range(WORDS)])
+def notices(samples, objective=None, validation=None):
+    """Return the notices of a recipe with these pairs (inputs, labels), and with a term on the labels by default.
+
+    validation: by default, the samples.
+    """
+    validation = samples if validation is None else validation
+    data = TorchData(samples, validation, task="multiclass", classes=[str(word) for word in range(WORDS)])
     student = Net("student", Model())
     stage = Stage({student: truth() if objective is None else objective(student)}, Training(epochs=1, batch_size=4))
     plan = kdkit.check(Recipe(data=data, schedule=[stage]))
@@ -52,6 +56,16 @@ def notices(samples, objective=None):
 
 def batches(inputs, labels):
     return DataLoader([({**inputs, "input_ids": row}, label) for row, label in zip(TOKENS, labels, strict=True)], 4)
+
+
+def test_labels_of_the_validation_data_that_are_the_inputs_are_noticed():
+    right, wrong = TensorDataset(TOKENS, shifted(TOKENS)), TensorDataset(TOKENS, TOKENS)
+    (notice,) = notices(right, validation=wrong)
+    assert notice.startswith("the labels of the validation data are its input tokens, unlike those of training")
+    assert ADVICE in notice
+    (notice,) = notices(wrong, validation=right)
+    assert notice.startswith("the labels are the input tokens")
+    assert not notices(right, validation=right)
 
 
 def test_labels_that_are_the_inputs_are_noticed_with_the_line_that_shifts_them():

@@ -136,6 +136,24 @@ def test_a_frozen_teacher_gets_no_gradient_and_keeps_its_statistics():
     assert teacher.module.training
 
 
+def test_a_frozen_network_in_a_loss_runs_in_eval_mode_and_keeps_its_statistics():
+    class Perceptual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5)).requires_grad_(False)
+
+        def forward(self, student, target):
+            return F.mse_loss(self.network(student), self.network(target))
+
+    loss, teacher, student, batch = Perceptual(), tiny_net("teacher"), tiny_net("student", seed=1), random_batch()
+    before = state_of(loss)["tensors"]
+    stage = Stage({student: 1.0 * Match(teacher, loss)}, TRAINING)
+    module = DistillationModule(stage, CONTEXT).train()
+    module(batch, run_teachers(stage, batch))
+    assert not any(part.training for part in loss.network.modules())
+    assert all(torch.equal(loss.state_dict()[key], value) for key, value in before.items())
+
+
 def test_closing_a_frozen_teacher_restores_the_mode_of_every_submodule():
     teacher = tiny_net("teacher")
     teacher.module.train()

@@ -1,0 +1,65 @@
+"""Networks that fail for samples of the validation split are found before the first epoch."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import kdkit
+from kdkit import Inputs, Match, Net, Recipe, Stage, TorchData, Training, Truth
+from kdkit.losses import Hint
+
+INPUTS, NUMBERS = torch.randn(8, 4), torch.randn(8, 2)
+
+
+class TwoInputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, inputs, steps):
+        return self.layer(inputs) * steps[:, None]
+
+
+def check(validation, module=None, **options):
+    data = TorchData(TensorDataset(INPUTS, NUMBERS), validation, task="regression", **options)
+    return check_of(data, Net("student", nn.Linear(4, 2) if module is None else module))
+
+
+def check_of(data, student, *terms):
+    objective = sum(terms, start=Truth(nn.MSELoss()))
+    return kdkit.check(Recipe(data=data, schedule=[Stage({student: objective}, Training(epochs=1, batch_size=8))]))
+
+
+@pytest.mark.parametrize("wrap", [lambda dataset: dataset, lambda dataset: DataLoader(dataset, batch_size=4)])
+def test_validation_samples_of_another_size_are_a_problem(wrap):
+    (problem,) = check(wrap(TensorDataset(torch.randn(8, 5), NUMBERS))).problems
+    assert "on the validation data: net 'student' fails for its inputs ((4, 5)): RuntimeError: mat1" in problem
+
+
+def test_validation_samples_of_another_size_that_the_network_takes_are_none():
+    pooled = nn.Sequential(nn.AdaptiveAvgPool1d(4), nn.Linear(4, 2))
+    assert not check(TensorDataset(torch.randn(8, 9), NUMBERS), pooled).problems
+
+
+def test_validation_samples_without_the_inputs_that_a_batch_transform_adds_are_a_problem():
+    def add_steps(inputs, labels):
+        return (inputs, torch.rand(len(inputs))), labels
+
+    (problem,) = check(TensorDataset(INPUTS, NUMBERS), TwoInputs(), batch_transform=add_steps).problems
+    assert "missing 1 required positional argument: 'steps'" in problem
+    assert problem.endswith("; batch_transform changes only training batches")
+    pairs = [*zip(zip(INPUTS, torch.rand(8), strict=True), NUMBERS, strict=True)]
+    assert not check(pairs, TwoInputs(), batch_transform=add_steps).problems
+
+
+def test_a_teacher_whose_inputs_the_validation_samples_lack_is_a_problem_unless_it_has_no_metrics():
+    train = [({"weak": row, "strong": row}, number) for row, number in zip(INPUTS, NUMBERS, strict=True)]
+    validation = [({"strong": row, "id": row}, number) for row, number in zip(INPUTS, NUMBERS, strict=True)]
+    teacher = Net("teacher", nn.Linear(4, 2), view=Inputs(only=("weak",)), trained=True)
+    student = Net("student", nn.Linear(4, 2), view=Inputs(only=("strong",)))
+    data = TorchData(train, validation, task="regression")
+    (problem,) = check_of(data, student, Match(teacher, nn.MSELoss())).problems
+    assert "net 'teacher' cannot be evaluated on the validation data: only=... selects 'weak', which " in problem
+    encoder = Net("encoder", nn.Linear(4, 7), view=Inputs(only=("weak",)), trained=True)
+    assert not check_of(data, student, Match(encoder, Hint())).problems
