@@ -27,11 +27,12 @@ from kdkit.losses.sides import TensorOrTuple, as_tuple
 from kdkit.losses.similarity import Cosine
 from kdkit.metrics.base import Metric
 from kdkit.metrics.bootstrap import without_interval
-from kdkit.nets.net import conflict_of_classes, conflict_of_inputs
+from kdkit.nets.net import Net, conflict_of_classes, conflict_of_inputs
 from kdkit.nets.taps import HeadTap, Tap
 from kdkit.nets.views import Images
 from kdkit.recipe.objective import Truth
 from kdkit.recipe.recipe import Stage, nets_of, weighted_terms
+from kdkit.teachers.base import Teacher
 from kdkit.utils.modules import preserve_buffers
 from kdkit.utils.randomness import preserve_rng_state
 from kdkit.utils.reprs import describe_names
@@ -142,16 +143,32 @@ def _probabilities(facts: Facts) -> Iterator[str]:
             names = [name for side in sides for name, tap in side.entries if tap is None]
             loss = getattr(term.loss, "__name__", None) or type(term.loss).__name__
             losses = {**dict.fromkeys(names, loss), **losses}
-    # Other teachers, such as Past, may have no output yet. Features after a ReLU can also be in [0, 1].
-    nets = {net.name for net in nets_of([facts.stage])} - {net.name for net in feature_teachers(facts)}
+    # Features after a ReLU can also be in [0, 1].
+    networks = {net.name for net in nets_of([facts.stage])} - {net.name for net in feature_teachers(facts)}
+    functions = {teacher.name for teacher in facts.stage.teachers if _is_function_of_classes(facts, teacher)}
     outputs = {name: output.output for name, output in facts.teacher_outputs.items()} | facts.student_outputs
     for name, loss in losses.items():
-        kind = kind_of_probabilities(outputs[name]) if name in nets & outputs.keys() else None
+        if name not in outputs.keys() & (networks | functions):
+            continue
+        kind = kind_of_probabilities(outputs[name], of_function=name in functions)
         if kind is not None:
+            remedy = f"leave the {kind} out of the network"
+            if name in functions:
+                logits = {"softmax": "probabilities.clamp(min=1e-6).log()", "sigmoid": "probabilities.logit(eps=1e-6)"}
+                remedy = f"return {logits[kind]}"
             yield (
                 f"the outputs of net {name!r} look like probabilities, such as those of a {kind}, but {loss} takes "
-                f"logits and would compute probabilities of probabilities; leave the {kind} out of the network"
+                f"logits and would compute probabilities of probabilities; {remedy}"
             )
+
+
+def _is_function_of_classes(facts: Facts, teacher: Teacher) -> bool:
+    """Return whether a teacher is no network, but user code that returns outputs by class."""
+    if isinstance(teacher, Net):
+        return not isinstance(teacher.module, nn.Module) and teacher not in feature_teachers(facts)
+    output = facts.teacher_outputs.get(teacher.name)
+    is_of_kdkit = type(teacher).__module__.startswith("kdkit.")  # such as Past, which returns outputs of a student
+    return output is not None and not is_of_kdkit and output.output.shape[1:2] == (len(facts.context.classes),)
 
 
 def _features_of_one_side(facts: Facts) -> Iterator[str]:

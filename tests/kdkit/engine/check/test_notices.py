@@ -21,7 +21,9 @@ from kdkit import (
     Recipe,
     Stage,
     Tap,
+    TeacherOutput,
     Teachers,
+    TeacherSession,
     TorchData,
     Training,
     Truth,
@@ -306,6 +308,37 @@ def test_a_sigmoid_is_a_notice_for_students_and_teachers():
         "the outputs of net 'student'",
         "the outputs of net 'teacher'",
     ]
+
+
+class Stored(TeacherSession):
+    """A teacher with stored outputs."""
+
+    name = "trees"
+
+    def __init__(self, outputs):
+        self.outputs = outputs
+
+    def open(self, _taps, _context):
+        return self
+
+    def __call__(self, batch):
+        return TeacherOutput(self.outputs[batch.ids])
+
+
+@pytest.mark.parametrize("is_stored", [False, True])
+def test_probabilities_of_trees_are_a_notice_even_if_one_class_is_rare(is_stored):
+    labels = torch.arange(8) % 2
+    binary = TensorDataset(torch.randn(8, 4), labels[:, None].float())
+    for probabilities, data, loss, remedy in (
+        (torch.rand(8, 3).softmax(1), tiny_data(), SoftTargets(), "return probabilities.clamp(min=1e-6).log()"),
+        (labels[:, None] * 0.02, TorchData(binary, binary), PerLabelSoftTargets(), "probabilities.logit(eps=1e-6)"),
+    ):
+        columns = probabilities.shape[1]
+        function = Net("trees", lambda inputs, outputs=probabilities: outputs[: len(inputs)], version="1")
+        objective = 1.0 * Match(Stored(probabilities.repeat(8, 1)) if is_stored else function, loss)
+        (notice,) = check(one_stage(Net("student", nn.Linear(4, columns)), objective, data)).notices
+        assert notice.startswith("the outputs of net 'trees' look like probabilities")
+        assert remedy in notice
 
 
 @pytest.mark.parametrize(
