@@ -28,7 +28,7 @@ from kdkit.losses.similarity import Cosine
 from kdkit.metrics.base import Metric
 from kdkit.metrics.bootstrap import without_interval
 from kdkit.nets.net import Net, conflict_of_classes, conflict_of_inputs
-from kdkit.nets.taps import HeadTap, Tap
+from kdkit.nets.taps import HeadTap, Tap, moves_channels
 from kdkit.nets.views import Images
 from kdkit.recipe.objective import Truth
 from kdkit.recipe.recipe import Stage, nets_of, weighted_terms
@@ -56,6 +56,7 @@ def stage_notices(facts: Facts) -> Iterator[str]:
         _class_orders,
         _probabilities,
         _features_of_one_side,
+        _moved_channels,
         _untrained_offset,
         _frames_of_sequences,
         _unlabelled_positions,
@@ -190,6 +191,18 @@ def _features_of_one_side(facts: Facts) -> Iterator[str]:
             yield (
                 f"term {term.label!r} compares features of one network with the outputs of the other; to compare "
                 f"features of both, pass {side}=Tap(...)"
+            )
+
+
+def _moved_channels(facts: Facts) -> Iterator[str]:
+    """Yield a notice for each tap whose dimensions were moved, although its labels have their original order."""
+    shape = facts.batch.labels.shape
+    for term, inputs, _ in facts.checked_terms if facts.context.task == "regression" else ():
+        tap = term.weighted.term.student
+        if term.target is None and moves_channels(tap) and as_tuple(inputs.student)[0].shape == shape:
+            yield (
+                f"term {term.label!r}: the last dimension of its {tap!r} was taken as channels, and moved, so it is "
+                f"compared with other entries of the labels {tuple(shape)}; pass Tap(..., channels_last=False)"
             )
 
 

@@ -46,7 +46,7 @@ from kdkit.losses import (
     SoftTargets,
     loss_name,
 )
-from kdkit.metrics import BootstrapInterval
+from kdkit.metrics import MAE, BootstrapInterval
 from tests.helpers.callbacks import Recorder
 from tests.helpers.open_stages import hidden_taps
 from tests.helpers.tiny import one_stage, plain_goal, samples, tiny_data, tiny_net
@@ -367,6 +367,30 @@ def test_a_teacher_with_almost_the_same_outputs_for_all_samples_is_no_notice():
         teacher.module[0].weight.mul_(1e-3)
         teacher.module[0].bias.copy_(torch.tensor([0.1, 0.5, 0.9]))
     assert notices_of(tiny_net("student"), Match(teacher, PerLabelSoftTargets()), task="multilabel") == ()
+
+
+class Forecast(nn.Module):
+    """The next numbers of some channels, (batch, horizon, channels), in which a layer has as many channels."""
+
+    def __init__(self, horizon):
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 4), nn.Linear(4, horizon * 4)
+
+    def forward(self, inputs):
+        return self.head(self.body(inputs)).unflatten(1, (-1, 4))
+
+
+@pytest.mark.parametrize("horizon", [4, 6])
+def test_labels_that_are_compared_with_moved_dimensions_are_noticed_or_refused(horizon):
+    samples = TensorDataset(torch.randn(8, 4), torch.randn(8, horizon, 4))
+    module = Forecast(horizon)
+    for channels_last in (None, False):
+        tap = Tap(module, channels_last=channels_last)
+        recipe = one_stage(Net("student", module), Truth(nn.MSELoss(), student=tap), TorchData(samples, samples))
+        plan = check(replace(recipe, metrics=(MAE(),)))
+        messages = plan.notices if horizon == 4 else plan.problems
+        assert sum("pass Tap(..., channels_last=False)" in text for text in messages) == (channels_last is None)
+        assert bool(plan.problems) == (horizon == 6 and channels_last is None)
 
 
 def test_probabilities_that_no_loss_on_logits_gets_are_no_notice():
