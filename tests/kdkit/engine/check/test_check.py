@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -575,6 +576,23 @@ def test_a_metric_that_does_not_fit_the_data_is_a_problem():
     recipe = one_stage(tiny_net("student"), plain_goal())
     unfit = Recipe(data=recipe.data, schedule=recipe.schedule, metrics=(Accuracy(), R2()))
     assert "metric 'r2' does not fit this data (multiclass)" in only_problem(unfit)
+
+
+@pytest.mark.parametrize("task", ["multiclass", "multilabel", "regression"])
+def test_a_metric_that_looks_up_samples_is_tried_with_ids_of_validation_data(task):
+    data = tiny_data(task)
+    first = int(data.validation.ids[0])
+    table = np.zeros(len(data.validation))
+
+    class LookUp(WithoutThresholds):
+        name = "look_up"
+
+        def compute(self, test):
+            return MetricResult(value=float(table[test.ids - first].sum()))
+
+    truth = {"multiclass": nn.CrossEntropyLoss(), "multilabel": nn.BCEWithLogitsLoss(), "regression": nn.MSELoss()}
+    recipe = one_stage(tiny_net("student"), Truth(truth[task]), data)
+    assert not check(replace(recipe, metrics=(LookUp(),))).problems
 
 
 def test_a_metric_of_classes_is_a_problem_for_numbers():
