@@ -660,6 +660,19 @@ def test_a_failure_names_the_keywords_of_the_inputs():
     assert "net 'student' fails for its inputs (words (4, 4), lengths (4, 2)): TypeError" in problem
 
 
+def test_an_id_without_a_row_in_an_embedding_is_explained_in_the_check_and_in_the_run():
+    ids = torch.full((8,), 1)
+    recipes = []
+    for row in (0, 7):  # the check runs the first four samples
+        split = TensorDataset(ids.index_fill(0, torch.tensor(row), -1), torch.arange(8) % 3)
+        recipes.append(one_stage(Net("student", nn.Embedding(5, 3)), plain_goal(), TorchData(split, split)))
+    advice = "the rows of an nn.Embedding are numbered from 0"
+    assert f"the integers among the inputs are -1 to 1; {advice}" in only_problem(recipes[0])
+    with pytest.raises(IndexError) as caught:
+        run(recipes[1], device="cpu")
+    assert advice in "".join(caught.value.__notes__)
+
+
 def test_texts_that_are_not_tokenized_are_a_problem_with_a_remedy():
     rows = [("a text", row % 3) for row in range(6)]
     problem = only_problem(one_stage(tiny_net("student"), plain_goal(), TorchData(rows, rows, classes=3)))
