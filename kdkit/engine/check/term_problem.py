@@ -101,6 +101,10 @@ class TermCheck:
                 f"; kdkit moves the parameters and buffers of modules to {self.first.device}: make the other tensor a "
                 "buffer, with register_buffer, or create it on the device of the outputs"
             )
+        buffers = loss.named_buffers() if isinstance(loss, nn.Module) and "Double" in str(error) else ()
+        for name, buffer in buffers:
+            if buffer.dtype == torch.float64 != self.first.dtype:
+                return f"; its {name} is float64, as arrays of NumPy are: convert it with .float()"
         if isinstance(self.inputs.student, tuple) and "'tuple'" in str(error):
             return "; it takes one tap on each side: write a term for each pair of taps"
         if self.term.alignment is not None:
