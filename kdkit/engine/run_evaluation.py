@@ -60,6 +60,7 @@ class RunEvaluation:
             self.folder.save_metrics(self.reported_on, self.metrics, complete=False)
         self._save_samples()
         _note_weak_teachers(self.metrics, stages, metrics[0], self.reported_on)
+        self._note_equal_labels()
         self.differences = tuple(baseline_differences(metrics, stages, self._compared))
         self.folder.save_metrics(self.reported_on, self.metrics, self.differences)
 
@@ -81,6 +82,20 @@ class RunEvaluation:
         if net.name in {*baselines, *baselines.values()}:
             self._compared[net.name] = predictions
         return compute_metrics(ctx.recipe.metrics, *predictions)
+
+    def _note_equal_labels(self) -> None:
+        """Add a note to the first metric of the student if all samples have the same label, such as only positives."""
+        predictions = self._test_of_student
+        if self.ctx.recipe.data.task == "regression" or predictions is None or predictions.per_position:
+            return
+        labels = predictions.labels
+        if len(labels) > 1 and (labels == labels[0]).all():
+            name, result = next(iter(self.metrics[self.student.name].items()))
+            note = (
+                f"all {len(labels)} labels of the {self.reported_on} split are alike, so a network that always returns "
+                "the same may have the best metrics"
+            )
+            self.metrics[self.student.name][name] = replace(result, note="; ".join(filter(None, [result.note, note])))
 
     def _save_samples(self) -> None:
         """Save the samples that the student got most wrong, if the data can be shown in a report."""
