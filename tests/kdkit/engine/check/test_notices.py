@@ -468,6 +468,20 @@ def test_a_teacher_that_is_worse_than_its_student_is_noted_at_the_end(tmp_path, 
     assert not result.metrics["student"]["accuracy"].note
 
 
+def test_a_teacher_that_is_worse_than_the_student_alone_is_noted_too():
+    inputs = torch.randn(90, 4, generator=torch.Generator().manual_seed(0))
+    rows = TensorDataset(inputs, inputs[:, :3].argmax(1))
+    teacher, student = Net("teacher", nn.Linear(4, 3), trained=True), Net("student", nn.Linear(4, 3))
+    with torch.no_grad():
+        teacher.module.bias.copy_(torch.tensor([40.0, 0, 0]))  # the same class for all samples
+        student.module.weight.zero_()
+    training = {"epochs": 9, "batch_size": 30, "optimizer": Optimizer(torch.optim.Adam, lr=0.9), "keep": "last"}
+    recipe = one_stage(student, 0 * plain_goal() + Match(teacher, SoftTargets()), TorchData(rows, rows), **training)
+    metrics = run(recipe, device="cpu", measure=False, baseline=True).metrics
+    assert metrics["student"]["accuracy"].value < metrics["student-alone"]["accuracy"].value
+    assert "is worse than that of 'student-alone', " in metrics["teacher"]["accuracy"].note
+
+
 class WithProjector:
     """A loss that is no nn.Module, so the optimizer does not get its projector."""
 
