@@ -38,7 +38,10 @@ from kdkit.utils.randomness import preserve_rng_state
 from kdkit.utils.reprs import describe_names
 
 # Words in the names of metrics of which lower values are better.
-_ERRORS = {"error", "errors", "loss", "wer", "cer", "eer", "mae", "mse", "rmse", "perplexity", "distance"}
+_ERRORS = {
+    *("error", "errors", "loss", "logloss", "nll", "perplexity", "distance", "deviance", "wer", "cer", "eer"),
+    *("mae", "mse", "rmse", "rmsle", "mape", "smape", "wape", "mase", "pinball", "crps", "brier", "ece", "fid"),
+}
 _LARGEST_SHARE = 0.2  # of the initial weights in the final average
 _LABELS = ("labels", "label", "targets", "target")  # inputs of models that compute a loss themselves
 # Losses that compare positions; CRD compares means over positions.

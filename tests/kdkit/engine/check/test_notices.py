@@ -237,6 +237,8 @@ def test_frames_that_are_compared_by_the_labels_of_ctc_are_a_notice(truth, loss,
 @pytest.mark.parametrize(
     ("name", "attributes", "count"),
     [
+        ("smape", {}, 1),
+        ("pinball_loss", {"lower_is_better": True}, 0),
         ("wer", {}, 1),
         ("word_error_rate", {}, 1),
         ("wer", {"lower_is_better": True}, 0),
