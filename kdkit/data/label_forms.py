@@ -175,10 +175,11 @@ def position_dims(labels: Sequence[SplitLabels], task: Task) -> int:
 
 def _require_no_column(labels: SplitLabels) -> None:
     if labels.rows.shape[1] == 1:  # a column of indices, or masks of images with a channel
-        one_output = ", or, for a network with one output, floats: labels.float()" if labels.rows.ndim > 2 else ""
+        floats = "for a network with one output" if labels.rows.ndim > 2 else "if they are numbers, such as counts"
         raise DataError(
             f"the labels of the {labels.split} data are {labels.description}; expected one class index per sample, "
-            f"(samples,), or per position, (samples, *positions): labels.squeeze(1){one_output}"
+            f"(samples,), or per position, (samples, *positions): labels.squeeze(1), or, {floats}, floats: "
+            "labels.float()"
         )
 
 

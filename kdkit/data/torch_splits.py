@@ -28,6 +28,9 @@ D = TypeVar("D", bound=Dataset[Any])
 
 _NO_BATCH = object()
 _REORDERED = 4  # samples that are read in two orders
+_TENSORS_OF_TABLE = (
+    "TensorDataset(torch.tensor(table[INPUTS].to_numpy(), dtype=torch.float32), torch.tensor(table[LABEL].to_numpy()))"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,8 +285,7 @@ def _refuse_table(name: str, data: Any) -> None:
     if is_table and not isinstance(data, Dataset):
         raise DataError(
             f"the {name} data is a {type(data).__name__}, whose items are columns, not samples; make tensors of it: "
-            "TensorDataset(torch.tensor(table[INPUTS].to_numpy(), dtype=torch.float32), "
-            "torch.tensor(table[LABEL].to_numpy()))"
+            f"{_TENSORS_OF_TABLE}"
         )
 
 
@@ -329,6 +331,8 @@ def _explain_collate_error(error: Exception, split: TorchSplit) -> Exception:
         advice = "; give samples without a label the class index that you pass as TorchData(..., ignore_index=...)"
     elif "PIL." in str(error):
         advice = "; convert images to tensors in the Dataset, such as with torchvision.transforms.v2.PILToTensor()"
+    elif "pandas." in str(error) or "polars." in str(error):
+        advice = f"; make tensors of tables: {_TENSORS_OF_TABLE}"
     elif "default_collate" in str(error):
         advice = "; pass collate_fn=..., a function that makes a batch of a list of such samples"
     return DataError(f"the {split.name} data must yield pairs (inputs, labels) of tensors: {error}{advice}")

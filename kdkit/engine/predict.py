@@ -21,7 +21,7 @@ from kdkit.engine.collected_outputs import PositionDecisions, Rows, SampleOutput
 from kdkit.engine.failures.not_finite import ADVICE, cause_in_inputs
 from kdkit.engine.storage.predictions import REDUCED
 from kdkit.errors import DataError, KdkitError
-from kdkit.metrics.base import Metric, MetricResult, Predictions
+from kdkit.metrics.base import Metric, MetricResult, Predictions, takes_any_outputs
 from kdkit.metrics.bootstrap import without_interval
 from kdkit.metrics.paired import SplitPredictions
 from kdkit.nets.net import Net
@@ -99,6 +99,7 @@ class Predictor:
             if rows.batches == batches_read  # only some batches of a user-defined DataLoader may have ids
         }
         self._require_finite(net, split, arrays["finite"])
+        self._require_classes(net, arrays["outputs"], split)
         predictions = Predictions(
             labels=arrays["labels"],
             outputs=arrays["outputs"],
@@ -163,6 +164,22 @@ class Predictor:
             f"net {net.name!r} has outputs that are not finite numbers, for {(~finite).sum()} of {len(finite)} "
             f"samples; {cause or ADVICE}"
         )
+
+    def _require_classes(self, net: Net[Any], outputs: NDArray[Any], split: Split | LoaderSplit) -> None:
+        """Raise KdkitError for outputs of another number of columns than classes, such as more candidates of a query.
+
+        A check runs training samples only, and a metric of user code may take any outputs, but nothing else does.
+        """
+        is_by_class = self.data.task != "regression" and not self.data.position_dims
+        if not is_by_class or any(map(takes_any_outputs, self.metrics)):
+            return
+        count = len(net.classes or self.data.classes)
+        if outputs.shape[1:] != (count,):
+            name = split_name(self.data, split) or "evaluated"
+            raise KdkitError(
+                f"net {net.name!r} has outputs {outputs.shape} for the {name} data, but {count} classes need "
+                f"{(len(outputs), count)}; if they are scores of candidates, all splits need as many candidates"
+            )
 
 
 def compute_metrics(metrics: Sequence[Metric], validation: Predictions, test: Predictions) -> dict[str, MetricResult]:

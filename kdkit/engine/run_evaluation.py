@@ -1,7 +1,7 @@
 """Evaluate the networks at the end of a run: predict both splits, and compute and save the metrics."""
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -60,6 +60,7 @@ class RunEvaluation:
             self.folder.save_metrics(self.reported_on, self.metrics, complete=False)
         self._save_samples()
         _note_weak_teachers(self.metrics, stages, metrics[0], self.reported_on)
+        self._note_equal_labels()
         self.differences = tuple(baseline_differences(metrics, stages, self._compared))
         self.folder.save_metrics(self.reported_on, self.metrics, self.differences)
 
@@ -81,6 +82,20 @@ class RunEvaluation:
         if net.name in {*baselines, *baselines.values()}:
             self._compared[net.name] = predictions
         return compute_metrics(ctx.recipe.metrics, *predictions)
+
+    def _note_equal_labels(self) -> None:
+        """Add a note to the first metric of the student if all samples have the same label, such as only positives."""
+        predictions = self._test_of_student
+        if self.ctx.recipe.data.task == "regression" or predictions is None or predictions.per_position:
+            return
+        labels = predictions.labels
+        if len(labels) > 1 and (labels == labels[0]).all():
+            name, result = next(iter(self.metrics[self.student.name].items()))
+            note = (
+                f"all {len(labels)} labels of the {self.reported_on} split are alike, so a network that always returns "
+                "the same may have the best metrics"
+            )
+            self.metrics[self.student.name][name] = replace(result, note="; ".join(filter(None, [result.note, note])))
 
     def _save_samples(self) -> None:
         """Save the samples that the student got most wrong, if the data can be shown in a report."""
@@ -106,9 +121,9 @@ class RunEvaluation:
 
 
 def _note_weak_teachers(
-    metrics: Mapping[str, dict[str, MetricResult]], stages: Iterable[Stage], metric: Metric, split: str
+    metrics: Mapping[str, dict[str, MetricResult]], stages: Sequence[Stage], metric: Metric, split: str
 ) -> None:
-    """Add a note to the metric of each frozen teacher that is clearly worse than its student.
+    """Add a note to the metric of each frozen teacher that is clearly worse than its student, or than its baseline.
 
     metrics: by names of network and metric. split: the one that they were computed on.
     """
@@ -120,14 +135,19 @@ def _note_weak_teachers(
         for teacher in teachers_of(weighted.term)
         if isinstance(teacher, Net)
     }
+    baselines = baselines_of(stages)
     for teacher, student in pairs:
-        results = [metrics.get(net, {}).get(metric.name) for net in (teacher, student)]
-        if results[0] is None or results[1] is None or not is_better(metric, results[1].value, results[0].value):
-            continue
-        values = results[0].value, results[1].value
-        if abs(values[0] - values[1]) > _CLEARLY_WORSE * max(map(abs, values)):
-            note = (
-                f"{metric.name} of teacher {teacher!r} on {split}, {values[0]:.3g}, is worse than that of its student "
-                f"{student!r}, {values[1]:.3g}: a better teacher may help more"
-            )
-            metrics[teacher][metric.name] = replace(results[0], note="; ".join(filter(None, [results[0].note, note])))
+        for net in filter(None, (student, baselines.get(student))):
+            results = [metrics.get(name, {}).get(metric.name) for name in (teacher, net)]
+            if results[0] is None or results[1] is None or not is_better(metric, results[1].value, results[0].value):
+                continue
+            values = results[0].value, results[1].value
+            if abs(values[0] - values[1]) > _CLEARLY_WORSE * max(map(abs, values)):
+                better = f"its student {net!r}" if net == student else repr(net)
+                note = (
+                    f"{metric.name} of teacher {teacher!r} on {split}, {values[0]:.3g}, is worse than that of "
+                    f"{better}, {values[1]:.3g}: a better teacher may help more"
+                )
+                notes = "; ".join(filter(None, [results[0].note, note]))
+                metrics[teacher][metric.name] = replace(results[0], note=notes)
+                break

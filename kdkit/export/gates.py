@@ -134,7 +134,10 @@ class Reference:
         """
         source = self.source
         real = [source.inputs_of(batch) for batch in source.batches(self._tested, _BATCH, count=_SAMPLES)]
-        kinds = {"real": real, "random": [source.random_inputs(like=real[0], other_sizes=False)]}
+        kinds = {"real": real}
+        random = source.random_inputs(like=real[0], other_sizes=False)
+        if self._takes(random):
+            kinds["random"] = [random]
         with eval_mode(source.module), torch.no_grad():
             differences = {
                 # not the `max` of Python, which may leave out NaN
@@ -144,6 +147,15 @@ class Reference:
             if dynamic:
                 differences["other sizes"] = self._difference_at_other_sizes(model, real[0])
         return NumericGate(differences=differences, tolerance=tolerance)
+
+    def _takes(self, inputs: Sequence[Tensor]) -> bool:
+        """Return whether the network takes random inputs. It may not if they must fit each other, such as lengths."""
+        try:
+            with eval_mode(self.source.module), torch.no_grad():
+                self.source.module(*(tensor.clone() for tensor in inputs))
+        except Exception:  # of any kind
+            return False
+        return True
 
     def _difference(self, model: Model, inputs: Sequence[Tensor]) -> float:
         # Clones, because a network may change its inputs in place.

@@ -221,7 +221,10 @@ class ExportSource:
         }
 
     def random_inputs(self, *, like: Sequence[Tensor], other_sizes: bool) -> tuple[Tensor, ...]:
-        """Return random inputs with the mean and deviation of real ones; integers are sampled from the real ones.
+        """Return random inputs with the mean and deviation of real ones.
+
+        Integers, and floats that are whole numbers, may be tokens or numbers of categories, of which only real ones are
+        known to be valid. So they are sampled from the real ones at the same position, such as a column of a table.
 
         other_sizes: whether all dynamic dimensions have other sizes than the real inputs.
         """
@@ -236,13 +239,18 @@ class ExportSource:
                     smaller = (3 * size // 4) | 1
                     size = changed.setdefault(declared, smaller if size > 3 else 3 if size == 2 else 2)
                 sizes.append(size)
+            positions = [
+                (torch.arange(size) % tensor.shape[dim]).view(-1, *(1 for _ in sizes[dim + 1 :]))
+                for dim, size in enumerate(sizes[1:], start=1)
+            ]
+            sampled = tensor[(torch.randint(len(tensor), sizes, generator=generator), *positions)]
             if tensor.is_floating_point():
                 noise = torch.randn(sizes, generator=generator)
-                deviation = tensor.std() if tensor.numel() > 1 else torch.ones(())
-                tensors.append((noise * deviation + tensor.mean()).to(tensor.dtype))
-            else:
-                values = tensor.flatten()  # such as tokens: only real ones are known to be valid
-                tensors.append(values[torch.randint(len(values), sizes, generator=generator)])
+                known = tensor[tensor.isfinite()]
+                deviation = known.std() if len(known) > 1 else torch.ones(())
+                is_whole = (tensor == tensor.round()).all(0)[tuple(positions)]
+                sampled = torch.where(is_whole, sampled, (noise * deviation + known.mean()).to(tensor.dtype))
+            tensors.append(sampled)
         return tuple(tensors)
 
 

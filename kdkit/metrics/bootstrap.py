@@ -8,7 +8,7 @@ import numpy as np
 
 from kdkit.errors import RecipeError, describe
 from kdkit.metrics.base import Floats, Metric, MetricResult, Predictions, is_biased, lower_is_better
-from kdkit.metrics.resampling import draw_counts, resample
+from kdkit.metrics.resampling import count_units, draw_counts, resample
 from kdkit.utils.validation import validate_count
 
 
@@ -61,6 +61,11 @@ class BootstrapInterval:
         # Only classes with a value get an interval: a split may contain a few thousand of 128,000 tokens.
         has_value = np.array([name in result.by_class for name in test.classes], dtype=bool)
         names = [name for name in test.classes if name in result.by_class]
+        units = "samples" if test.groups is None else "groups (patients)"
+        if count_units(test) == 1:  # each resample is the split itself
+            nan = (float("nan"), float("nan"))
+            note = "; ".join(filter(None, [result.note, f"no intervals: they need two {units} or more"]))
+            return replace(result, interval=nan, intervals_by_class=dict.fromkeys(names, nan), note=note)
         values, by_class = [], []
         for counts in draw_counts(test, self.resamples, self.seed):
             chunk = resample(self.metric, test, counts)
@@ -70,7 +75,6 @@ class BootstrapInterval:
             name: self._interval(row, result.by_class[name])
             for name, row in zip(names, np.concatenate(by_class, axis=1), strict=True)
         }
-        units = "samples" if test.groups is None else "groups (patients)"
         method = "spread of the values of" if is_biased(self.metric) else "bias-corrected percentiles of"
         notes = [result.note, f"intervals: {self.level:.0%}, {method} {self.resamples} resamples of {units}"]
         return replace(

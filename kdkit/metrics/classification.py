@@ -53,7 +53,7 @@ class Accuracy(CountedMetric):
         if test.labels.ndim != 1:
             raise DataError(
                 f"Accuracy takes one class per sample, labels (samples,); got {test.labels.shape}; use MacroF1 or "
-                "MicroF1 for several labels per sample"
+                "MicroF1 for several labels per sample, or MAE for numbers"
             )
         require_class_outputs(test)
         is_right = test.outputs.argmax(1) == test.labels  # (samples,)

@@ -10,7 +10,7 @@ import numpy as np
 from kdkit.errors import DataError
 from kdkit.metrics.base import Floats, Metric, Predictions, is_biased, lower_is_better
 from kdkit.metrics.bootstrap import percentile_interval, validate_bootstrap, validate_level, without_interval
-from kdkit.metrics.resampling import Counts, draw_counts, resample
+from kdkit.metrics.resampling import Counts, count_units, draw_counts, resample
 
 Verdict = Literal["better", "worse", "not distinguishable"]
 
@@ -59,7 +59,7 @@ def paired_bootstrap(
     difference is then returned. The thresholds of each run are chosen on its validation split. All runs are scored on
     the same resamples, of whole groups if the samples have groups. The interval contains a share `level` of the
     resampled differences. It reflects the choice of the test samples, not of the seed; for seeds see
-    `paired_t_interval`, and for both `compare_over_seeds`.
+    `paired_t_interval`, and for both `compare_over_seeds`. It is NaN if there is a single sample or group.
     Raises DataError if samples, classes or the numbers of runs differ, or if the metric declares `is_biased`, see
     `Metric`. Raises RecipeError for options out of range.
     """
@@ -84,7 +84,9 @@ def paired_bootstrap(
     ]
     differences = np.concatenate(chunks, axis=1)
     value = sum(pair.difference for pair in pairs) / len(pairs)
-    groups = reference.test.groups
+    units = count_units(reference.test)
+    if units == 1:  # each resample is the split itself
+        differences[:] = np.nan
     return Difference(
         value=value,
         # Resampling changes the metric of both networks alike. In a simulation without a difference, plain percentiles
@@ -92,7 +94,7 @@ def paired_bootstrap(
         interval=percentile_interval(differences.mean(0), level),
         error=_shared_error(differences),
         level=level,
-        pairs=len(reference.test) if groups is None else len(np.unique(groups)),
+        pairs=units,
         lower_is_better=lower_is_better(metric),
     )
 

@@ -93,6 +93,14 @@ def unit_counts(test: Predictions) -> Counts:
     return np.ones((len(test), 1), dtype=np.float32)
 
 
+def count_units(test: Predictions) -> int:
+    """Return the number of independent units of a split: of its groups, or of its samples if it has none.
+
+    A single unit is drawn in every resample, so an interval needs two.
+    """
+    return len(test) if test.groups is None else len(np.unique(test.groups))
+
+
 def draw_counts(test: Predictions, resamples: int, seed: int) -> Iterator[Counts]:
     """Yield how often each sample is drawn in each resample, in chunks of resamples, (samples, resamples of a chunk).
 

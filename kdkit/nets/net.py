@@ -87,7 +87,14 @@ class Net(Generic[M]):
             raise RecipeError(f"a net takes its name first: Net('student', module); got a {type(name).__name__}")
         validate_name("net", name, "-_+ ")
         if not callable(module):
-            advice = "; pass a function that returns what it predicts as a tensor" if hasattr(module, "predict") else ""
+            advice = ""
+            if hasattr(module, "predict"):
+                advice = "; pass a function that returns what it predicts as a tensor"
+            elif hasattr(module, "shape"):
+                advice = (
+                    "; put stored outputs among the inputs of the data, and pass "
+                    f"Net({name!r}, lambda outputs: outputs, view=Inputs(only=('outputs',)), version='1')"
+                )
             raise RecipeError(f"net {name!r} needs an nn.Module or a callable; got {type(module).__name__}{advice}")
         validate_switches(strict=strict, trained=trained)
         if channels_last is not None:

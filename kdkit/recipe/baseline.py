@@ -24,7 +24,7 @@ def with_baselines(recipe: Recipe, *, required: bool = True) -> Recipe:
     order, but without the terms that match a teacher. If the labels of the student have a total weight below 1, it is 1
     in the baseline, so that its steps are not smaller. Earlier stages that train the student on labels are repeated.
     required: whether to raise RecipeError if no student of the last stage has a teacher. Also raises it if such a
-    student does not learn from labels.
+    student has no term on labels.
     """
     stages = recipe.stages
     added: list[Stage] = []
@@ -79,11 +79,14 @@ def _stages_alone(student: Net[Any], stages: Sequence[Stage]) -> list[Stage]:
     """Return the stages that train a copy of a student on its labels only."""
     trained = [stage for stage in stages if student in stage.objectives]
     labels = {stage.name: _label_terms(stage.objectives[student]) for stage in trained}
+    if not labels[stages[-1].name]:  # labels of weight 0, as in a sweep of their weight, name the loss of the baseline
+        last = stages[-1].objectives[student]
+        labels[stages[-1].name] = tuple(weighted for weighted in last if isinstance(weighted.term, Truth))
     balancings = {stage.name: stage.training.balancing for stage in trained}
     if not labels[stages[-1].name]:
         raise RecipeError(
             f"net {student.name!r} has no baseline: in stage {stages[-1].name!r} it learns only from teachers; add a "
-            "Truth term with a weight above 0, or run without the baseline"
+            "Truth term, whose weight may be 0, or run without the baseline"
         )
     try:
         # Copied together, so that taps of the label terms, and the layer of GradNorm, refer to the copied network.

@@ -115,6 +115,11 @@ def require_output(name: str, output: object, batch: Batch, taps: Sequence[TapLi
     """Raise RecipeError unless `output` is a TeacherOutput that fits the batch and has a feature for each tap."""
     if not isinstance(output, TeacherOutput):
         raise RecipeError(f"{name!r} must return TeacherOutput(output, features, mask); got a {type(output).__name__}")
+    if not isinstance(output.output, Tensor):
+        raise RecipeError(
+            f"the output of {name!r} must be a tensor; got a {type(output.output).__name__}; "
+            "use torch.from_numpy(...).float() for a NumPy array"
+        )
     if len(output.features) != len(taps):
         raise RecipeError(
             f"{name!r} must return a feature for each of the {len(taps)} taps of its terms; got {len(output.features)}"

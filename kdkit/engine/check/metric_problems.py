@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kdkit.data.dataset import Data, LoaderSplit
 from kdkit.data.labels import without_ignored
 from kdkit.engine.failures.network_errors import line_of_user_code
 from kdkit.errors import KdkitError
@@ -41,10 +42,10 @@ def unfit_metrics(recipe: Recipe, context: BuildContext) -> Iterator[str]:
             checked = metric if is_whole else without_interval(metric)
             # Without labels of training, numbers have the shapes of the validation split, which is not read here.
             has_shapes = context.task != "regression"
-            reason = _problem(checked, partial(_of_samples, classes, context), has_shapes=has_shapes)
+            reason = _problem(checked, partial(_of_samples, classes, context, recipe.data), has_shapes=has_shapes)
         elif getattr(without_interval(metric), "accepts_positions", False):
             checked = without_interval(metric)  # intervals would take a gigabyte if the classes are a vocabulary
-            reason = _problem(checked, partial(_of_positions, checked, classes, context))
+            reason = _problem(checked, partial(_of_positions, checked, classes, context, recipe.data))
         else:
             yield (
                 f"metric {metric.name!r} takes one label per sample, but this data has labels per position; "
@@ -69,7 +70,8 @@ def undefined_monitors(recipe: Recipe, context: BuildContext) -> Iterator[str]:
     if not len(labels) or (labels != labels[0]).any():
         return
     outputs = np.random.default_rng(0).standard_normal((len(labels), len(context.classes)))
-    predictions = Predictions(labels=labels, outputs=outputs, classes=context.classes)
+    ids = _ids(recipe.data, len(labels))
+    predictions = Predictions(labels=labels, outputs=outputs, classes=context.classes, ids=ids)
     metrics = {metric.name: without_interval(metric) for metric in recipe.metrics}
     for stage in recipe.stages:
         monitor = stage.training.monitor or next(iter(metrics))
@@ -111,7 +113,16 @@ def number_metric_problems(
         for metric in map(without_interval, recipe.metrics):
             # The labels of a few samples may be all alike, for which a metric of user code may raise.
             reasons = [
-                _problem(metric, partial(Predictions, labels=truth, outputs=predicted, classes=context.classes))
+                _problem(
+                    metric,
+                    partial(
+                        Predictions,
+                        labels=truth,
+                        outputs=predicted,
+                        classes=context.classes,
+                        ids=_ids(recipe.data, len(truth)),
+                    ),
+                )
                 for truth, predicted in (arrays, noise)
             ]
             if None not in reasons:
@@ -144,7 +155,14 @@ def _problem(metric: Metric, predict: Callable[[], Predictions], *, has_shapes: 
     return None
 
 
-def _of_samples(classes: tuple[str, ...], context: BuildContext) -> Predictions:
+def _ids(data: Data, count: int) -> NDArray[np.int64] | None:
+    """Return ids of validation samples, (count,), repeated if there are fewer; None if samples have no ids."""
+    if isinstance(data.validation, LoaderSplit) or not len(data.validation):
+        return None
+    return np.resize(data.validation.ids.cpu().numpy(), count)
+
+
+def _of_samples(classes: tuple[str, ...], context: BuildContext, data: Data) -> Predictions:
     """Return random outputs for random labels of the same kind as in the data, one per sample."""
     random = np.random.default_rng(0)
     outputs = random.standard_normal((_rows_of_samples(classes), len(classes)))
@@ -153,7 +171,7 @@ def _of_samples(classes: tuple[str, ...], context: BuildContext) -> Predictions:
         labels = (labels[:, None] == np.arange(len(classes))).astype(float)
     elif context.task == "regression":
         labels = random.integers(1, 4, outputs.shape) + 0.5
-    return Predictions(labels=labels, outputs=outputs, classes=classes)
+    return Predictions(labels=labels, outputs=outputs, classes=classes, ids=_ids(data, len(labels)))
 
 
 def _rows_of_samples(classes: tuple[str, ...]) -> int:
@@ -161,7 +179,7 @@ def _rows_of_samples(classes: tuple[str, ...]) -> int:
     return max(_ROWS, min(2 * len(classes) + 2, _VALUES // len(classes)))
 
 
-def _of_positions(metric: Metric, classes: tuple[str, ...], context: BuildContext) -> Predictions:
+def _of_positions(metric: Metric, classes: tuple[str, ...], context: BuildContext, data: Data) -> Predictions:
     """Return random decisions for random labels per position, and what the metric keeps of the logits."""
     random, is_multiclass = np.random.default_rng(0), context.task == "multiclass"
     logits = random.standard_normal((4, len(classes), *(2,) * context.position_dims), dtype=np.float32)
@@ -170,4 +188,5 @@ def _of_positions(metric: Metric, classes: tuple[str, ...], context: BuildContex
     reduced: dict[str, NDArray[Any]] = {}
     if isinstance(metric, PositionReducing):
         reduced[metric.name] = metric.reduce_positions(torch.from_numpy(logits), torch.from_numpy(labels)).numpy()
-    return Predictions(labels=labels, outputs=decisions, classes=classes, per_position=True, reduced=reduced)
+    ids = _ids(data, len(labels))
+    return Predictions(labels=labels, outputs=decisions, classes=classes, ids=ids, per_position=True, reduced=reduced)

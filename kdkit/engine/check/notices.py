@@ -27,17 +27,21 @@ from kdkit.losses.sides import TensorOrTuple, as_tuple
 from kdkit.losses.similarity import Cosine
 from kdkit.metrics.base import Metric
 from kdkit.metrics.bootstrap import without_interval
-from kdkit.nets.net import conflict_of_classes, conflict_of_inputs
-from kdkit.nets.taps import HeadTap, Tap
+from kdkit.nets.net import Net, conflict_of_classes, conflict_of_inputs
+from kdkit.nets.taps import HeadTap, Tap, moves_channels
 from kdkit.nets.views import Images
 from kdkit.recipe.objective import Truth
 from kdkit.recipe.recipe import Stage, nets_of, weighted_terms
+from kdkit.teachers.base import Teacher
 from kdkit.utils.modules import preserve_buffers
 from kdkit.utils.randomness import preserve_rng_state
 from kdkit.utils.reprs import describe_names
 
 # Words in the names of metrics of which lower values are better.
-_ERRORS = {"error", "errors", "loss", "wer", "cer", "eer", "mae", "mse", "rmse", "perplexity", "distance"}
+_ERRORS = {
+    *("error", "errors", "loss", "logloss", "nll", "perplexity", "distance", "deviance", "wer", "cer", "eer"),
+    *("mae", "mse", "rmse", "rmsle", "mape", "smape", "wape", "mase", "pinball", "crps", "brier", "ece", "fid"),
+}
 _LARGEST_SHARE = 0.2  # of the initial weights in the final average
 _LABELS = ("labels", "label", "targets", "target")  # inputs of models that compute a loss themselves
 # Losses that compare positions; CRD compares means over positions.
@@ -55,6 +59,7 @@ def stage_notices(facts: Facts) -> Iterator[str]:
         _class_orders,
         _probabilities,
         _features_of_one_side,
+        _moved_channels,
         _untrained_offset,
         _frames_of_sequences,
         _unlabelled_positions,
@@ -151,16 +156,32 @@ def _probabilities(facts: Facts) -> Iterator[str]:
             names = [name for side in sides for name, tap in side.entries if tap is None]
             loss = getattr(term.loss, "__name__", None) or type(term.loss).__name__
             losses = {**dict.fromkeys(names, loss), **losses}
-    # Other teachers, such as Past, may have no output yet. Features after a ReLU can also be in [0, 1].
-    nets = {net.name for net in nets_of([facts.stage])} - {net.name for net in feature_teachers(facts)}
+    # Features after a ReLU can also be in [0, 1].
+    networks = {net.name for net in nets_of([facts.stage])} - {net.name for net in feature_teachers(facts)}
+    functions = {teacher.name for teacher in facts.stage.teachers if _is_function_of_classes(facts, teacher)}
     outputs = {name: output.output for name, output in facts.teacher_outputs.items()} | facts.student_outputs
     for name, loss in losses.items():
-        kind = kind_of_probabilities(outputs[name]) if name in nets & outputs.keys() else None
+        if name not in outputs.keys() & (networks | functions):
+            continue
+        kind = kind_of_probabilities(outputs[name], of_function=name in functions)
         if kind is not None:
+            remedy = f"leave the {kind} out of the network"
+            if name in functions:
+                logits = {"softmax": "probabilities.clamp(min=1e-6).log()", "sigmoid": "probabilities.logit(eps=1e-6)"}
+                remedy = f"return {logits[kind]}"
             yield (
                 f"the outputs of net {name!r} look like probabilities, such as those of a {kind}, but {loss} takes "
-                f"logits and would compute probabilities of probabilities; leave the {kind} out of the network"
+                f"logits and would compute probabilities of probabilities; {remedy}"
             )
+
+
+def _is_function_of_classes(facts: Facts, teacher: Teacher) -> bool:
+    """Return whether a teacher is no network, but user code that returns outputs by class."""
+    if isinstance(teacher, Net):
+        return not isinstance(teacher.module, nn.Module) and teacher not in feature_teachers(facts)
+    output = facts.teacher_outputs.get(teacher.name)
+    is_of_kdkit = type(teacher).__module__.startswith("kdkit.")  # such as Past, which returns outputs of a student
+    return output is not None and not is_of_kdkit and output.output.shape[1:2] == (len(facts.context.classes),)
 
 
 def _features_of_one_side(facts: Facts) -> Iterator[str]:
@@ -182,6 +203,18 @@ def _features_of_one_side(facts: Facts) -> Iterator[str]:
             yield (
                 f"term {term.label!r} compares features of one network with the outputs of the other; to compare "
                 f"features of both, pass {side}=Tap(...)"
+            )
+
+
+def _moved_channels(facts: Facts) -> Iterator[str]:
+    """Yield a notice for each tap whose dimensions were moved, although its labels have their original order."""
+    shape = facts.batch.labels.shape
+    for term, inputs, _ in facts.checked_terms if facts.context.task == "regression" else ():
+        tap = term.weighted.term.student
+        if term.target is None and moves_channels(tap) and as_tuple(inputs.student)[0].shape == shape:
+            yield (
+                f"term {term.label!r}: the last dimension of its {tap!r} was taken as channels, and moved, so it is "
+                f"compared with other entries of the labels {tuple(shape)}; pass Tap(..., channels_last=False)"
             )
 
 

@@ -22,7 +22,8 @@ _BINARY: tuple[object, ...] = (
 _CTC: tuple[object, ...] = (F.ctc_loss, torch.ctc_loss)
 _TAKES_LOGITS = (*_CROSS_ENTROPIES, *_BINARY)
 _VIEWS = ("View", "UnsafeView", "Reshape", "Squeeze", "Unsqueeze", "ToCopy", "Slice", "Select")
-_ENOUGH = 12  # this many values are not all in [0, 1] by chance
+# This many values are not all in [0, 1] by chance. Functions return probabilities more often than networks do.
+_ENOUGH, _ENOUGH_OF_FUNCTION = 12, 4
 
 
 class _Values(NamedTuple):
@@ -76,10 +77,11 @@ _STUDENTS = (
 )
 
 
-def kind_of_probabilities(outputs: Tensor) -> Literal["softmax", "sigmoid"] | None:
+def kind_of_probabilities(outputs: Tensor, *, of_function: bool = False) -> Literal["softmax", "sigmoid"] | None:
     """Return the function that seems to have turned outputs, (batch, classes, ...), into probabilities, or None.
 
-    The logarithm of a softmax does not count: losses on logits are invariant to it.
+    The logarithm of a softmax does not count: losses on logits are invariant to it. of_function: whether the outputs
+    are not those of a network, but for example of trees, whose probabilities of a rare class are almost equal.
     """
     if not outputs.is_floating_point() or outputs.is_nested or outputs.ndim < 2 or not outputs.numel():
         return None
@@ -92,9 +94,10 @@ def kind_of_probabilities(outputs: Tensor) -> Literal["softmax", "sigmoid"] | No
         return "softmax"
     node = outputs.grad_fn
     if node is None:  # of a frozen teacher
-        # If outputs are almost equal for all samples, they may all be in [0, 1] by chance.
-        varies = (values.amax(0) - values.amin(0)).max() > 0.05
-        return "sigmoid" if values.numel() >= _ENOUGH and varies else None
+        # If outputs of a network are almost equal for all samples, they may all be in [0, 1] by chance.
+        enough, least = (_ENOUGH_OF_FUNCTION, 0) if of_function else (_ENOUGH, 0.05)
+        varies = (values.amax(0) - values.amin(0)).max() > least
+        return "sigmoid" if values.numel() >= enough and varies else None
     # Outputs of an untrained network may all be in [0, 1] by chance, so the graph decides.
     while node.name().startswith(_VIEWS) and node.next_functions[0][0] is not None:
         node = node.next_functions[0][0]

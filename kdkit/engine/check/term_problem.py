@@ -18,7 +18,7 @@ from kdkit.losses.base import describe_loss
 from kdkit.losses.multi_teacher import PerTeacher
 from kdkit.losses.sides import TensorOrTuple, as_tuple, map_side
 from kdkit.losses.validation import ONE_OUTPUT
-from kdkit.nets.taps import AttentionTap
+from kdkit.nets.taps import AttentionTap, moves_channels
 from kdkit.recipe.objective import taps_of
 from kdkit.teachers.ensemble import Teachers
 from kdkit.teachers.peer import Peer
@@ -98,6 +98,10 @@ class TermCheck:
         loss = self.term.loss
         if advice := device_advice(error, self.first.device):
             return advice
+        buffers = loss.named_buffers() if isinstance(loss, nn.Module) and "Double" in str(error) else ()
+        for name, buffer in buffers:
+            if buffer.dtype == torch.float64 != self.first.dtype:
+                return f"; its {name} is float64, as arrays of NumPy are: convert it with .float()"
         if isinstance(self.inputs.student, tuple) and "'tuple'" in str(error):
             return "; it takes one tap on each side: write a term for each pair of taps"
         if self.term.alignment is not None:
@@ -116,6 +120,9 @@ class TermCheck:
             advice = self._advice_for_classes(labels)
             if advice:
                 return advice
+        tap = self.term.weighted.term.student
+        if labels is not None and moves_channels(tap) and self.first.movedim(1, -1).shape == labels.shape:
+            return "; the last dimension was taken as channels, and moved: pass Tap(..., channels_last=False)"
         if isinstance(error, IndexError) and self.first.ndim == 1:
             return f"; {ONE_OUTPUT}"
         # Outputs by class have as many columns on both sides; others, such as embeddings, are like features.
@@ -128,7 +135,8 @@ class TermCheck:
         if self._heads_advice():
             return self._heads_advice()
         if self.term.target is None:
-            return "; give the labels the shape of the outputs, such as labels[:, None]"
+            index = ":" if self.first.ndim == 2 else "..."
+            return f"; give the labels the shape of the outputs, such as labels[{index}, None]"
         if self.first.ndim != as_tuple(self.target)[0].ndim:
             return "; give both the same dimensions, such as output[:, None]"
         return "; map one to the shape of the other with a projector"

@@ -93,7 +93,20 @@ def input_advice(net: Net[Any], inputs: Iterable[Tensor], keys: Sequence[str], e
         )
     tensors = list(inputs)
     advice = _dtype_advice(net, tensors, error) or _channels_advice(net, tensors, error)
-    return advice or _size_advice(tensors, error)
+    return advice or _size_advice(tensors, error) or index_advice(error, tensors)
+
+
+def index_advice(error: Exception, inputs: Iterable[Tensor] = ()) -> str:
+    """Return advice if an embedding has no row for an index, or "". inputs: those of the network, if they are known."""
+    if not isinstance(error, IndexError) or "out of range in self" not in str(error):
+        return ""
+    integers = [tensor for tensor in inputs if not tensor.is_floating_point() and tensor.numel()]
+    values = [f"{int(tensor.min())} to {int(tensor.max())}" for tensor in integers]
+    these = f"; the integers among the inputs are {' and '.join(values)}" if values else ""
+    return (
+        f"{these}; the rows of an nn.Embedding are numbered from 0: number ids and categories so, without -1, and give "
+        "those that are not in the training data a row"
+    )
 
 
 def device_advice(error: Exception, device: torch.device) -> str:

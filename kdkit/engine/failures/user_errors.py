@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kdkit.data.read_errors import explain_ended_worker
+from kdkit.engine.failures.network_errors import index_advice
 from kdkit.errors import KdkitError
 
 
@@ -24,7 +25,8 @@ def located(position: str | Callable[[], str], folder: Path | None) -> Iterator[
         ended = explain_ended_worker(error, f"a batch that workers read ahead in {location}")
         if ended is not None:
             raise ended from error
-        error.add_note(f"kdkit: raised by code of the recipe or a library that it uses, in {location}")
+        advice = index_advice(error)
+        error.add_note(f"kdkit: raised by code of the recipe or a library that it uses, in {location}{advice}")
         if folder is not None:
             error.add_note(
                 "kdkit: to resume the run after the cause is corrected (with --force or force=True if that changes the "

@@ -6,7 +6,7 @@ decided in the first pass, by `FeatureForm` in layout.py.
 """
 
 from kdkit.nets.taps.attention import AttentionTap
-from kdkit.nets.taps.base import Tap, TapLike
+from kdkit.nets.taps.base import Tap, TapLike, moves_channels
 from kdkit.nets.taps.classifier import ClassifierTap
 from kdkit.nets.taps.head import HeadTap, is_left_out, left_out
 from kdkit.nets.taps.layout import describe_layer, path_of
@@ -22,6 +22,7 @@ __all__ = [
     "describe_layer",
     "is_left_out",
     "left_out",
+    "moves_channels",
     "path_of",
     "tap",
 ]

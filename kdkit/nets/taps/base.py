@@ -103,6 +103,11 @@ class Tap:
         return tensor.movedim(-1, 1) if form.channels_last and not tensor.is_nested else tensor
 
 
+def moves_channels(tap: object) -> bool:
+    """Return whether a tap moves the last dimension to the second, because it was inferred to have the channels."""
+    return isinstance(tap, Tap) and tap.channels_last is None and bool(tap.form.channels_last)
+
+
 @dataclass(slots=True)
 class _TapHook:
     """The hook of a tap: an object, not a closure, so that a network with open taps can be copied and pickled."""

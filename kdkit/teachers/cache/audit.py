@@ -81,6 +81,7 @@ class Audit:
             f"a cached output of {self.teacher} is not what it computes now: the output{sample} differs by "
             f"{float(distance[worst]):.2g} of the largest value, but rounding explains at most {self._tolerance:.2g}; "
             "its code, its data or the files of the cache changed in a way that the key does not cover: "
-            f"delete them (kdkit cache {store.path.parent} --delete {store.path.name[:12]}), or run without a cache "
+            "change the version=... of a function, delete them "
+            f"(kdkit cache {store.path.parent} --delete {store.path.name[:12]}), or run without a cache "
             "(--teacher-cache off)"
         )

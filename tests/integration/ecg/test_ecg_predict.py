@@ -383,7 +383,7 @@ def changed(model, path, change):
             "cannot follow",
         ),
         (lambda metadata: metadata["preparation"]["steps"][2].update(order=5), "cannot follow"),
-        (lambda metadata: metadata["preparation"].clear(), "described as ECGs, got no description"),
+        (lambda metadata: metadata["preparation"].clear(), "got no description; run networks on other data"),
         (lambda metadata: metadata.update(format=9), "format 1, got 9"),
         (lambda metadata: metadata.pop("classes"), "damaged"),
         (lambda metadata: metadata["preparation"].update(rate=0), "damaged"),

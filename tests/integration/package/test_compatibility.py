@@ -6,6 +6,7 @@ import itertools
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import pytest
 import sklearn.ensemble
 import torch
@@ -456,6 +457,11 @@ PROBLEMS = {
     ),
     "no labels": ([(row, None) for row, _ in WHOLE], r"give samples without a label the class index .*ignore_index="),
     "arrays and not samples": ((INPUTS.numpy(), LABELS.numpy()), r"must yield pairs \(inputs, labels\); got a"),
+    "tables": ((pd.DataFrame(INPUTS.numpy()), LABELS), r"make tensors of tables: TensorDataset\(torch.tensor\("),
+    "a column of numbers": (
+        TensorDataset(INPUTS, LABELS[:, None]),
+        r"labels.squeeze\(1\), or, if they are numbers, such as counts, floats: labels.float\(\)",
+    ),
     "inputs apart": (TensorDataset(INPUTS, INPUTS, LABELS), "got additional weights that are int64 of shape"),
 }
 

@@ -18,7 +18,7 @@ from kdkit.recipe.baseline import with_baselines
 from tests.helpers.callbacks import KillAfterEpoch, killed_and_resumed
 from tests.helpers.command_line import ROOT
 from tests.helpers.stages import assert_same_results
-from tests.helpers.tiny import Mlp, tiny_data, tiny_net
+from tests.helpers.tiny import Mlp, same_state, state_of, tiny_data, tiny_net
 
 LABELS = 0.3
 
@@ -260,15 +260,24 @@ def test_peers_each_have_a_baseline():
     assert result.student.name == "second"
 
 
-@pytest.mark.parametrize("weight", [None, 0.0])
-def test_a_student_without_labels_has_no_baseline(weight):
+def test_a_student_without_labels_has_no_baseline():
     teacher = tiny_net("teacher", hidden=8, trained=True)
-    objective = Match(teacher, SoftTargets())
-    if weight is not None:
-        objective = weight * Truth(nn.CrossEntropyLoss()) + objective
-    recipe = Recipe(data=tiny_data(), schedule=[Stage({tiny_net("student"): objective}, training())])
+    recipe = Recipe(
+        data=tiny_data(), schedule=[Stage({tiny_net("student"): Match(teacher, SoftTargets())}, training())]
+    )
     with pytest.raises(RecipeError, match=r"'student' has no baseline: .* it learns only from teachers; .* Truth term"):
         kdkit.run(recipe, baseline=True)
+
+
+def test_labels_of_weight_0_are_those_of_the_baseline():
+    teacher = tiny_net("teacher", hidden=8, trained=True)
+    weights = []
+    for weight in (0.0, 0.5):
+        objective = weight * Truth(nn.CrossEntropyLoss()) + Match(teacher, SoftTargets())
+        stage = Stage({tiny_net("student"): objective}, training())
+        result = kdkit.run(Recipe(data=tiny_data(), schedule=[stage]), baseline=True)
+        weights.append(state_of(result.nets["student-alone"].module))
+    assert same_state(*weights)
 
 
 def test_a_recipe_without_teachers_has_no_baseline():

@@ -321,7 +321,7 @@ def test_the_audit_stops_a_run_whose_cached_outputs_are_not_the_teachers(tmp_pat
     kdkit.run(make_recipe(), out=tmp_path / "first", **CPU)
     change_cached_outputs(tmp_path / "teacher_cache")
     with pytest.raises(
-        CacheError, match=r"output of net 'teacher' is not what it computes now.*--delete [0-9a-f]{12}\)"
+        CacheError, match=r"output of net 'teacher' is not what it computes now.*version=.*--delete [0-9a-f]{12}\)"
     ):
         kdkit.run(make_recipe(), out=tmp_path / "second", **CPU)
     kdkit.run(make_recipe(), out=tmp_path / "third", teacher_cache="off", **CPU)

@@ -51,6 +51,16 @@ def test_the_samples_of_a_report_are_the_hardest_ones_with_a_label(tmp_path, mon
     assert saved["labels"].tolist() == predictions.labels[order].tolist()
 
 
+@pytest.mark.parametrize("are_alike", [False, True])
+def test_a_note_says_that_all_labels_of_a_split_are_alike(are_alike):
+    inputs, labels = samples(24, 2).tensors
+    test = TensorDataset(inputs, torch.zeros_like(labels) if are_alike else labels)
+    data = TorchData(samples(32), samples(24, 1), test, classes=CLASSES)
+    recipe = Recipe(data=data, schedule=alone(Net("student", Small(4)), epochs=1), metrics=(Accuracy(), Brier()))
+    notes = [result.note for result in kdkit.run(recipe, device="cpu", measure=False).metrics["student"].values()]
+    assert ["all 24 labels of the test split are alike" in note for note in notes] == [are_alike, False]
+
+
 def test_samples_that_cannot_be_read_for_a_report_do_not_end_a_run(tmp_path, monkeypatch):
     monkeypatch.setattr(Split, "report_tensors", lambda split, rows: 1 / 0)
     with pytest.warns(UserWarning, match="the samples for the report could not be saved: ZeroDivisionError: division"):

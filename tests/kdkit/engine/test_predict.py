@@ -137,6 +137,19 @@ def test_outputs_that_are_not_finite_are_refused_with_the_name_of_the_net(value)
         predictor(data).predict(Net("api", api, version="1"), data.validation, batch_size=3)
 
 
+def test_scores_of_more_candidates_than_classes_are_refused_unless_a_metric_takes_any_outputs():
+    data = tiny_data()
+    ranker = Net("ranker", lambda inputs: inputs.repeat(1, 2), version="1")  # 8 candidates, and 3 in training
+    with pytest.raises(KdkitError, match=r"'ranker' has outputs \(6, 8\) for the validation .* need \(6, 3\)"):
+        predictor(data).predict(ranker, data.validation, batch_size=3)
+
+    class Largest(Accuracy):
+        any_outputs = True
+
+    predictions = Predictor(data, on_cpu(), metrics=(Largest(),)).predict(ranker, data.validation, batch_size=3)
+    assert predictions.outputs.shape == (6, 8)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_class_that_a_net_masks_is_never_predicted_and_has_finite_metrics(dtype):
     def masked(inputs):

@@ -297,6 +297,54 @@ def test_other_sizes_differ_from_those_of_the_data_and_are_not_one(size):
     assert {1, size}.isdisjoint((other.shape[0], other.shape[2]))
 
 
+class Table(nn.Module):
+    """Embeds two categories, of 3 and of 30 values, next to a number; they may be integers, or columns of floats."""
+
+    def __init__(self):
+        super().__init__()
+        self.embeddings = nn.ModuleList([nn.Embedding(3, 2), nn.Embedding(30, 2)])
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, codes, number):
+        embedded = [embedding(codes[:, column].long()) for column, embedding in enumerate(self.embeddings)]
+        return self.head(torch.cat([*embedded, number], 1))
+
+
+class OneTable(Table):
+    """The same, with all columns in one tensor."""
+
+    def forward(self, columns):
+        return super().forward(columns[:, :2], columns[:, 2:])
+
+
+class Counted(nn.Module):
+    """Takes only samples whose second input is the sum of the first."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, values, count):
+        if not torch.compiler.is_exporting() and not torch.allclose(values.sum(1), count):
+            raise ValueError("the count is not that of the values")
+        return self.head(values) * count[:, None]
+
+
+@pytest.mark.parametrize(("module", "kinds"), [(Table, 3), (OneTable, 3), (Counted, 2)])
+def test_random_inputs_of_a_gate_are_those_that_a_network_takes(module, kinds):
+    codes = torch.stack([torch.arange(40) % 3, torch.arange(40) % 30], 1)
+    number, labels = torch.randn(40, 1), torch.arange(40) % 3
+    values = torch.randn(40, 4)
+    inputs = {Table: [codes, number], OneTable: [torch.cat([codes, number], 1)], Counted: [values, values.sum(1)]}
+    rows = [(row if len(row) > 1 else row[0], label) for *row, label in zip(*inputs[module], labels, strict=True)]
+    source = source_of(module, TorchData(rows, rows, classes=3))
+    exporter = Pt2Exporter()
+    gate = Reference(source).numeric_gate(exporter.open(exporter.export(source).content), 1e-4)
+    assert len(gate.differences) == kinds
+    assert ("random" in gate.differences) == (module is not Counted)
+    assert gate.differences["real"] < 1e-4
+
+
 def test_values_without_a_number_do_not_change_a_range():
     value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch"]) for name in ("x", "y")]
     graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "main", value[:1], value[1:])

@@ -144,6 +144,20 @@ def test_groups_count_as_pairs():
     )
 
 
+def test_one_group_has_no_interval_and_no_verdict():
+    pair = [
+        SplitPredictions(validation, replace(test, groups=np.zeros(300, dtype=np.int64)))
+        for validation, test in (run(2.0), run(0.1))
+    ]
+    difference = paired_bootstrap(MacroAUROC(), *pair, resamples=10)
+    assert difference.value > 0.1
+    assert np.isnan(difference.interval).all()
+    assert (difference.pairs, difference.verdict) == (1, "not distinguishable")
+    result = BootstrapInterval(MacroAUROC(), resamples=10).compute(pair[0].test)
+    assert np.isnan([result.interval, *result.intervals_by_class.values()]).all()
+    assert result.note == "no intervals: they need two groups (patients) or more"
+
+
 RUNS = {(seed, fold): 0.5 + 0.01 * seed + 0.02 * fold for seed in range(3) for fold in range(2)}
 
 

@@ -57,6 +57,11 @@ def test_an_object_that_is_not_callable_is_refused():
         Net("teacher", 3)
 
 
+def test_an_array_of_outputs_is_refused_with_the_function_that_returns_them():
+    with pytest.raises(RecipeError, match=r"put stored outputs among .* pass Net\('teacher', lambda outputs"):
+        Net("teacher", torch.zeros(4, 3))
+
+
 def test_a_plain_callable_needs_a_version():
     with pytest.raises(RecipeError, match=r"give it a version .*: Net\('teacher', function, version='1'\)"):
         Net("teacher", lambda inputs: inputs)

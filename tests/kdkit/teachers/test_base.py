@@ -135,6 +135,7 @@ NO_SAMPLE = torch.zeros(4, dtype=torch.bool)  # the mask of a teacher that has n
     ("output", "message"),
     [
         (ZEROS, "'custom' must return TeacherOutput(output, features, mask); got a Tensor"),
+        (TeacherOutput(ZEROS.numpy()), "must be a tensor; got a ndarray; use torch.from_numpy(...).float()"),
         (
             TeacherOutput(ZEROS, mask=torch.zeros(4)),
             "True or False for each sample, (4,) of torch.bool; got (4,) of torch.float",

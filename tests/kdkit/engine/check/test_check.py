@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -578,6 +579,23 @@ def test_a_metric_that_does_not_fit_the_data_is_a_problem():
     assert "metric 'r2' does not fit this data (multiclass)" in only_problem(unfit)
 
 
+@pytest.mark.parametrize("task", ["multiclass", "multilabel", "regression"])
+def test_a_metric_that_looks_up_samples_is_tried_with_ids_of_validation_data(task):
+    data = tiny_data(task)
+    first = int(data.validation.ids[0])
+    table = np.zeros(len(data.validation))
+
+    class LookUp(WithoutThresholds):
+        name = "look_up"
+
+        def compute(self, test):
+            return MetricResult(value=float(table[test.ids - first].sum()))
+
+    truth = {"multiclass": nn.CrossEntropyLoss(), "multilabel": nn.BCEWithLogitsLoss(), "regression": nn.MSELoss()}
+    recipe = one_stage(tiny_net("student"), Truth(truth[task]), data)
+    assert not check(replace(recipe, metrics=(LookUp(),))).problems
+
+
 def test_a_metric_of_classes_is_a_problem_for_numbers():
     rows, metrics = samples("regression", 8), (MacroF1(), Brier(), CrossEntropy(), MeanIoU())
     stage = Stage({tiny_net("student", outputs=rows.tensors[1].shape[1]): Truth(nn.MSELoss())}, Training(epochs=1))
@@ -641,6 +659,19 @@ def test_a_failure_names_the_keywords_of_the_inputs():
     net = Net("student", nn.Bilinear(4, 2, 3))
     problem = only_problem(one_stage(net, plain_goal(), TorchData(rows, rows, classes=3)))
     assert "net 'student' fails for its inputs (words (4, 4), lengths (4, 2)): TypeError" in problem
+
+
+def test_an_id_without_a_row_in_an_embedding_is_explained_in_the_check_and_in_the_run():
+    ids = torch.full((8,), 1)
+    recipes = []
+    for row in (0, 7):  # the check runs the first four samples
+        split = TensorDataset(ids.index_fill(0, torch.tensor(row), -1), torch.arange(8) % 3)
+        recipes.append(one_stage(Net("student", nn.Embedding(5, 3)), plain_goal(), TorchData(split, split)))
+    advice = "the rows of an nn.Embedding are numbered from 0"
+    assert f"the integers among the inputs are -1 to 1; {advice}" in only_problem(recipes[0])
+    with pytest.raises(IndexError) as caught:
+        run(recipes[1], device="cpu")
+    assert advice in "".join(caught.value.__notes__)
 
 
 def test_texts_that_are_not_tokenized_are_a_problem_with_a_remedy():

@@ -21,7 +21,9 @@ from kdkit import (
     Recipe,
     Stage,
     Tap,
+    TeacherOutput,
     Teachers,
+    TeacherSession,
     TorchData,
     Training,
     Truth,
@@ -44,7 +46,7 @@ from kdkit.losses import (
     SoftTargets,
     loss_name,
 )
-from kdkit.metrics import BootstrapInterval
+from kdkit.metrics import MAE, BootstrapInterval
 from tests.helpers.callbacks import Recorder
 from tests.helpers.open_stages import hidden_taps
 from tests.helpers.tiny import one_stage, plain_goal, samples, tiny_data, tiny_net
@@ -235,6 +237,8 @@ def test_frames_that_are_compared_by_the_labels_of_ctc_are_a_notice(truth, loss,
 @pytest.mark.parametrize(
     ("name", "attributes", "count"),
     [
+        ("smape", {}, 1),
+        ("pinball_loss", {"lower_is_better": True}, 0),
         ("wer", {}, 1),
         ("word_error_rate", {}, 1),
         ("wer", {"lower_is_better": True}, 0),
@@ -308,6 +312,37 @@ def test_a_sigmoid_is_a_notice_for_students_and_teachers():
     ]
 
 
+class Stored(TeacherSession):
+    """A teacher with stored outputs."""
+
+    name = "trees"
+
+    def __init__(self, outputs):
+        self.outputs = outputs
+
+    def open(self, _taps, _context):
+        return self
+
+    def __call__(self, batch):
+        return TeacherOutput(self.outputs[batch.ids])
+
+
+@pytest.mark.parametrize("is_stored", [False, True])
+def test_probabilities_of_trees_are_a_notice_even_if_one_class_is_rare(is_stored):
+    labels = torch.arange(8) % 2
+    binary = TensorDataset(torch.randn(8, 4), labels[:, None].float())
+    for probabilities, data, loss, remedy in (
+        (torch.rand(8, 3).softmax(1), tiny_data(), SoftTargets(), "return probabilities.clamp(min=1e-6).log()"),
+        (labels[:, None] * 0.02, TorchData(binary, binary), PerLabelSoftTargets(), "probabilities.logit(eps=1e-6)"),
+    ):
+        columns = probabilities.shape[1]
+        function = Net("trees", lambda inputs, outputs=probabilities: outputs[: len(inputs)], version="1")
+        objective = 1.0 * Match(Stored(probabilities.repeat(8, 1)) if is_stored else function, loss)
+        (notice,) = check(one_stage(Net("student", nn.Linear(4, columns)), objective, data)).notices
+        assert notice.startswith("the outputs of net 'trees' look like probabilities")
+        assert remedy in notice
+
+
 @pytest.mark.parametrize(
     ("layer", "truth", "task"),
     [
@@ -334,6 +369,30 @@ def test_a_teacher_with_almost_the_same_outputs_for_all_samples_is_no_notice():
         teacher.module[0].weight.mul_(1e-3)
         teacher.module[0].bias.copy_(torch.tensor([0.1, 0.5, 0.9]))
     assert notices_of(tiny_net("student"), Match(teacher, PerLabelSoftTargets()), task="multilabel") == ()
+
+
+class Forecast(nn.Module):
+    """The next numbers of some channels, (batch, horizon, channels), in which a layer has as many channels."""
+
+    def __init__(self, horizon):
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 4), nn.Linear(4, horizon * 4)
+
+    def forward(self, inputs):
+        return self.head(self.body(inputs)).unflatten(1, (-1, 4))
+
+
+@pytest.mark.parametrize("horizon", [4, 6])
+def test_labels_that_are_compared_with_moved_dimensions_are_noticed_or_refused(horizon):
+    samples = TensorDataset(torch.randn(8, 4), torch.randn(8, horizon, 4))
+    module = Forecast(horizon)
+    for channels_last in (None, False):
+        tap = Tap(module, channels_last=channels_last)
+        recipe = one_stage(Net("student", module), Truth(nn.MSELoss(), student=tap), TorchData(samples, samples))
+        plan = check(replace(recipe, metrics=(MAE(),)))
+        messages = plan.notices if horizon == 4 else plan.problems
+        assert sum("pass Tap(..., channels_last=False)" in text for text in messages) == (channels_last is None)
+        assert bool(plan.problems) == (horizon == 6 and channels_last is None)
 
 
 def test_probabilities_that_no_loss_on_logits_gets_are_no_notice():
@@ -409,6 +468,20 @@ def test_a_teacher_that_is_worse_than_its_student_is_noted_at_the_end(tmp_path, 
     assert note in json.loads((tmp_path / "run" / "metrics.json").read_text())["metrics"]["teacher"]["accuracy"]["note"]
     assert f"note: {note}" in capsys.readouterr().out
     assert not result.metrics["student"]["accuracy"].note
+
+
+def test_a_teacher_that_is_worse_than_the_student_alone_is_noted_too():
+    inputs = torch.randn(90, 4, generator=torch.Generator().manual_seed(0))
+    rows = TensorDataset(inputs, inputs[:, :3].argmax(1))
+    teacher, student = Net("teacher", nn.Linear(4, 3), trained=True), Net("student", nn.Linear(4, 3))
+    with torch.no_grad():
+        teacher.module.bias.copy_(torch.tensor([40.0, 0, 0]))  # the same class for all samples
+        student.module.weight.zero_()
+    training = {"epochs": 9, "batch_size": 30, "optimizer": Optimizer(torch.optim.Adam, lr=0.9), "keep": "last"}
+    recipe = one_stage(student, 0 * plain_goal() + Match(teacher, SoftTargets()), TorchData(rows, rows), **training)
+    metrics = run(recipe, device="cpu", measure=False, baseline=True).metrics
+    assert metrics["student"]["accuracy"].value < metrics["student-alone"]["accuracy"].value
+    assert "is worse than that of 'student-alone', " in metrics["teacher"]["accuracy"].note
 
 
 class WithProjector:

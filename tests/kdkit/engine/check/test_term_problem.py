@@ -110,6 +110,12 @@ def test_classes_that_are_floats_are_named_by_the_loss_that_does_not_fit():
         assert "labels that are floats are numbers (regression); if they are classes, make them integers" in problem
 
 
+def test_weights_of_classes_from_an_array_are_named_with_the_remedy():
+    truth = Truth(nn.CrossEntropyLoss(weight=torch.ones(3, dtype=torch.float64)))
+    problem = only_problem(one_stage(tiny_net("student"), truth))
+    assert problem.endswith("; its weight is float64, as arrays of NumPy are: convert it with .float()")
+
+
 def test_labels_of_positions_that_a_loss_cannot_take_are_explained():
     def dice(student, labels):
         return (student.softmax(1) * F.one_hot(labels, 3).movedim(-1, 1)).mean()
