@@ -3,6 +3,7 @@
 from collections.abc import Sized
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -61,14 +62,19 @@ def training_rows(rows: int, batch_size: int) -> int:
 def require_lengths(lengths: Any, rows: int) -> Tensor:
     """Return the lengths of samples as a tensor, (rows,). Raises DataError unless they are a finite number per row."""
     try:
-        tensor = torch.as_tensor(lengths)
+        # torch would read the rows of a pandas Series by their labels.
+        tensor = torch.as_tensor(lengths if isinstance(lengths, Tensor) else np.array(lengths))
     except (TypeError, ValueError, RuntimeError):
         tensor = torch.empty(0)
-    if tensor.shape != (rows,) or tensor.is_complex() or not tensor.isfinite().all():
+    if tensor.shape != (rows,) or tensor.is_complex() or not tensor.double().isfinite().all():
+        try:
+            count = len(lengths)
+            got = f"{count:,} values" + (", not all of which are finite numbers" if count == rows else "")
+        except TypeError:  # not a list, or an array or a tensor of one number
+            got = describe(lengths)
         raise DataError(
             f"lengths must be a finite number for each of the {rows:,} training samples, such as "
-            f"[len(text) for text in texts]; got "
-            f"{f'{len(lengths):,} values' if isinstance(lengths, Sized) else describe(lengths)}"
+            f"[len(text) for text in texts]; got {got}"
         )
     return tensor.double().cpu()
 

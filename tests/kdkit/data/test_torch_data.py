@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 from kdkit import DataError, LoaderSplit, TorchData, Unlabelled
-from kdkit.data.order import training_order
+from kdkit.data.order import require_lengths, training_order
 from tests.helpers.datasets import Rows
 from tests.helpers.tiny import samples, tiny_data
 
@@ -229,8 +229,9 @@ def test_lengths_group_training_samples_and_are_part_of_the_fingerprint():
     ("lengths", "message"),
     [
         ([3, 1, 4], r"a finite number for each of the 5 training samples, such as \[len\(text\) .*; got 3 values"),
-        ([3, 1, 4, 1, float("nan")], "a finite number for each of the 5 training samples"),
+        ([3, 1, 4, 1, float("nan")], "the 5 training samples, .*; got 5 values, not all of which are finite numbers"),
         (torch.ones(5, 2), "a finite number for each of the 5 training samples"),
+        (torch.tensor(3), r"the 5 training samples, .*; got tensor\(3\)"),
         (["3", "1", "4", "1", "5"], "a finite number for each of the 5 training samples"),
         (3, "a finite number for each of the 5 training samples, .*; got 3"),
         (len, "a finite number for each of the 5 training samples, .*; got <built-in function len>"),
@@ -239,6 +240,14 @@ def test_lengths_group_training_samples_and_are_part_of_the_fingerprint():
 def test_lengths_that_do_not_fit_are_refused(lengths, message):
     with pytest.raises(DataError, match=message):
         TorchData(UNEQUAL, UNEQUAL, classes=3, collate_fn=padded, lengths=lengths)
+
+
+def test_lengths_are_read_in_the_order_of_a_series_whose_labels_are_others():
+    pandas = pytest.importorskip("pandas")
+    table = pandas.DataFrame({"text": ["a", "bb", "ccc", "d", "ee"], "fold": [0, 1, 1, 1, 0]})
+    lengths = table[table.fold == 1].text.str.len()
+    assert require_lengths(lengths, 3).tolist() == [2, 3, 1]
+    assert require_lengths(lengths.to_numpy()[::-1], 3).tolist() == [1, 3, 2]
 
 
 def test_lengths_for_a_data_loader_are_refused():
