@@ -40,7 +40,6 @@ class MetricCase:
     """A metric and the examples that it is checked on.
 
     correct: predictions of a network that is right. wrong: the same outputs for other samples. mixed: half of each.
-    validation: samples like the correct ones, with other ids.
     """
 
     def __init__(self, metric: Metric, correct: Predictions, task: Task, position_dims: int) -> None:
@@ -57,12 +56,10 @@ class MetricCase:
         mixed = correct.outputs.copy()
         mixed[~is_correct] = shuffled[~is_correct]
         self.mixed = self.correct.change("predictions of which half are wrong", outputs=mixed)
-        others = None if correct.ids is None else correct.ids + correct.ids.max() + 1
-        self.validation = self.correct.change("correct predictions", ids=others)
 
     def fit(self, validation: Example | None = None, advice: str = "") -> Metric:
-        """Return the metric fitted on an example, by default on the validation. Raises ContractError if it fails."""
-        example = validation or self.validation
+        """Return the metric fitted on an example, by default a correct one. Raises ContractError if it fails."""
+        example = validation or self.correct
         fitted: Any = self.call("fit", self.metric.fit, example, advice)
         if isinstance(fitted, type) or not isinstance(fitted, Metric):
             raise ContractError(

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from kdkit.data.dataset import Task
-from kdkit.errors import ContractError, KdkitError, describe
+from kdkit.errors import ContractError, KdkitError, describe, shortened
 from kdkit.metrics.base import (
     Metric,
     PositionReducing,
@@ -48,8 +48,8 @@ def check_metric(
     task: the labels of the 60 samples that it is checked on: one of 10 classes, 10 labels of 0 and 1, or two positive
     numbers with outputs of the same shape.
     position_dims: of the labels of each sample: 1 for tokens, 2 for pixels, for a metric that accepts positions.
-    predictions: other predictions to check, of a network that is right, for a metric that needs certain classes or
-    shapes. They have at least 8 samples with different labels.
+    predictions: other predictions to check, of a network that is right, for a metric that needs certain classes,
+    shapes, ids or groups. They have at least 8 samples with different labels.
     ignores_unlabelled: whether outputs at positions without a label must not count.
 
     The value is finite, also if some or all predictions are wrong, and those of a network that is right are not worse.
@@ -114,7 +114,11 @@ def _validated(metric: Any, task: Task, position_dims: int, predictions: Any) ->
     if not isinstance(predictions, Predictions) or predictions.per_position or len(predictions) < _LEAST:
         raise ContractError(
             f"predictions must be kdkit.Predictions of at least {_LEAST} samples, with labels per sample; got "
-            f"{describe(predictions)}"
+            f"{shortened(predictions, 200)}"
+        )
+    if (predictions.labels == predictions.labels[:1]).all():
+        raise ContractError(
+            f"predictions must have samples with different labels; got {len(predictions)} samples with equal ones"
         )
     return predictions
 
@@ -123,7 +127,7 @@ def _is_finite(case: MetricCase) -> None:
     advice = (
         f"; these are labels {case.correct.predictions.labels.shape} and outputs "
         f"{case.correct.predictions.outputs.shape}: for labels of another kind, pass task='multilabel' or "
-        "task='regression', and for other shapes or classes, pass predictions=..."
+        "task='regression', and for other classes, shapes, ids or groups, pass predictions=..."
     )
     fitted = case.fit(advice=advice)
     for example in (case.correct, case.mixed, case.wrong):
@@ -283,7 +287,7 @@ def _accepts_any_outputs(case: MetricCase) -> None:
         return example.change(f"outputs {outputs.shape}", outputs=outputs)
 
     advice = "; it declares any_outputs = True"
-    case.finite(case.fit(widened(case.validation), advice), widened(case.mixed), advice)
+    case.finite(case.fit(widened(case.correct), advice), widened(case.mixed), advice)
 
 
 def _reduces_each_sample_alone(case: MetricCase) -> None:

@@ -50,6 +50,25 @@ class ByGroup(Share):
         return np.mean([super(ByGroup, self).value(test.rows(test.groups == group)) for group in set(test.groups)])
 
 
+class OfCosts(Share):
+    """The share of the samples that are right, weighted by a table of their costs by id, which fit reads too."""
+
+    def __init__(self, costs):
+        self.costs = costs
+
+    def fit(self, validation):
+        self.costs_of(validation)
+        return self
+
+    def value(self, test):
+        if test.ids is None:
+            raise DataError("costs need ids")
+        return np.average(test.outputs.argmax(1) == test.labels, weights=self.costs_of(test))
+
+    def costs_of(self, split):
+        return [] if split.ids is None else [self.costs[id] for id in split.ids]
+
+
 class Psnr(Share):
     """The peak signal-to-noise ratio, which is infinite for outputs that equal the labels."""
 
@@ -60,6 +79,7 @@ class Psnr(Share):
 WITH_GROUPS = Predictions(
     labels=np.arange(12) % 3, outputs=np.eye(3)[np.arange(12) % 3], classes=("a", "b", "c"), groups=np.arange(12) // 4
 )
+WITH_IDS = replace(WITH_GROUPS, groups=None, ids=5 * np.arange(12))
 
 
 @pytest.mark.parametrize(
@@ -67,6 +87,7 @@ WITH_GROUPS = Predictions(
     [
         (Share(), {}),
         (ByGroup(), {"predictions": WITH_GROUPS}),
+        (OfCosts({5 * row: 1.0 + row % 2 for row in range(12)}), {"predictions": WITH_IDS}),
         (Psnr(), {"task": "regression"}),
         (AboveThreshold(), {"task": "multilabel"}),
         (BootstrapInterval(Accuracy()), {}),
@@ -366,10 +387,13 @@ def test_predictions_of_other_classes_and_shapes_are_checked():
     points = np.random.default_rng(0).normal(size=(12, 5, 2))
     predictions = Predictions(labels=points, outputs=points, classes=("x", "y"))
     check_metric(Distance(), task="regression", predictions=predictions)
-    with pytest.raises(ContractError, match=r"these are labels \(60, 2\) .* for other shapes or classes, pass predict"):
+    with pytest.raises(
+        ContractError, match=r"these are labels \(60, 2\) .* for other classes, shapes, ids or groups, pass"
+    ):
         check_metric(Distance(), task="regression")
 
 
+ALIKE = replace(WITH_GROUPS, labels=np.zeros(12, dtype=int))
 FEW = Predictions(labels=np.arange(4), outputs=np.eye(4), classes=("a", "b", "c", "d"))
 
 
@@ -387,6 +411,7 @@ FEW = Predictions(labels=np.arange(4), outputs=np.eye(4), classes=("a", "b", "c"
         (Share(), {"task": "regression", "position_dims": 1}, "position_dims must be 0, because numbers"),
         (Share(), {"predictions": FEW}, r"kdkit.Predictions of at least 8 samples, .*; got Predictions\(4 samples"),
         (Share(), {"predictions": np.eye(4)}, "predictions must be kdkit.Predictions"),
+        (Share(), {"predictions": ALIKE}, "must have samples with different labels; got 12 samples with equal ones"),
     ],
 )
 def test_wrong_arguments_are_reported(metric, options, message):
