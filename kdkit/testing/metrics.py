@@ -50,16 +50,16 @@ def check_metric(
     position_dims: of the labels of each sample: 1 for tokens, 2 for pixels, for a metric that accepts positions.
     predictions: other predictions to check, of a network that is right, for a metric that needs certain classes,
     shapes, ids or groups. They have at least 8 samples with different labels.
-    ignores_unlabelled: whether outputs at positions without a label must not count.
+    ignores_unlabelled: whether positions without a label must not count.
 
     The value is finite, also if some or all predictions are wrong, and those of a network that is right are not worse.
     It is the same for the same predictions, in any order, and with each sample twice, unless the metric declares
     `is_biased`. Predictions without ids or groups are computed, or refused by a KdkitError. One sample, equal labels,
     equal outputs and a class without positives raise no error: an undefined value is NaN. `fit` returns a metric and
     does not change one that was fitted before. Labels and outputs stay unchanged. A method `resampled` agrees with
-    `compute` on the drawn samples. Values by class have names of classes. With `accepts_unknown`, outputs of unknown
-    labels do not count. With `any_outputs`, there may be more columns. `reduce_positions` treats each sample of a batch
-    on its own.
+    `compute` on the drawn samples. Values by class have names of classes. With `accepts_unknown`, unknown labels and
+    their outputs do not count. With `any_outputs`, there may be more columns. `reduce_positions` treats each sample of
+    a batch on its own.
     """
     correct = _validated(metric, task, position_dims, predictions)
     case = MetricCase(without_interval(metric), correct, task, position_dims)
@@ -111,10 +111,15 @@ def _validated(metric: Any, task: Task, position_dims: int, predictions: Any) ->
         )
     if predictions is None:
         return correct_predictions(task, position_dims)
-    if not isinstance(predictions, Predictions) or predictions.per_position or len(predictions) < _LEAST:
+    if (
+        not isinstance(predictions, Predictions)
+        or len(predictions) < _LEAST
+        or predictions.per_position
+        or predictions.outputs.ndim < 2
+    ):
         raise ContractError(
-            f"predictions must be kdkit.Predictions of at least {_LEAST} samples, with labels per sample; got "
-            f"{shortened(predictions, 200)}"
+            f"predictions must be kdkit.Predictions of at least {_LEAST} samples, with labels per sample and outputs "
+            f"(samples, columns); got {shortened(predictions, 200)}"
         )
     if (predictions.labels == predictions.labels[:1]).all():
         raise ContractError(
@@ -273,9 +278,12 @@ def _leaves_out_unknown_labels(case: MetricCase) -> None:
     labels = np.where(is_unknown, np.nan, correct.labels)
     example = case.mixed.change("predictions with unknown labels (NaN)", labels=labels)
     case.finite(case.fit(example), example)
+    remedy = "leave out labels that are NaN"
     if correct.outputs.shape == labels.shape:
         others = example.change("", outputs=np.where(is_unknown, wrong.outputs[::-1], correct.outputs))
-        _require_equal(case, example, others, "of unknown labels differ; leave out labels that are NaN")
+        _require_equal(case, example, others, f"if only outputs of unknown labels differ; {remedy}")
+    known = example.select_rows("", case.rows[1:])
+    _require_equal(case, example, known, f"without a sample whose labels are all unknown; {remedy}")
 
 
 def _accepts_any_outputs(case: MetricCase) -> None:
@@ -311,15 +319,19 @@ def _ignores_positions_without_a_label(case: MetricCase) -> None:
     is_unlabelled = labels < 0 if case.task == "multilabel" else (labels < 0)[:, None]
     others = case.mixed.change("", outputs=np.where(is_unlabelled, -0.5 * outputs, outputs))
     remedy = "leave out labels of -1, or pass ignores_unlabelled=False if these positions count"
-    _require_equal(case, case.mixed, others, f"at positions without a label differ; {remedy}")
+    _require_equal(case, case.mixed, others, f"if only outputs at positions without a label differ; {remedy}")
+    unlabelled = labels.copy()
+    unlabelled[0] = -1
+    example = case.mixed.change("predictions with a sample without a label", labels=unlabelled)
+    _require_equal(case, example, example.select_rows("", case.rows[1:]), f"without this sample; {remedy}")
 
 
 def _require_equal(case: MetricCase, example: Example, others: Example, difference: str) -> None:
-    """Raise ContractError unless the metric is the same on an example and on the same with other outputs."""
+    """Raise ContractError unless the metric is the same on two examples. difference: between them, and the remedy."""
     fitted = case.fit()
     value, changed = (case.finite(fitted, predictions) for predictions in (example, others))
     if not _close(value, changed):
-        raise case.error(example, f"is {value:g}, and {changed:g} if only outputs {difference}")
+        raise case.error(example, f"is {value:g}, and {changed:g} {difference}")
 
 
 def _close(first: float, second: float, rtol: float = _RTOL) -> bool:

@@ -301,6 +301,20 @@ class DeviationFromZero(Deviation):
         return MetricResult(value=np.abs(test.outputs - np.nan_to_num(test.labels)).mean())
 
 
+class ShareOfLabels(Share):
+    """The share of labels that the signs of the outputs are, so unknown labels count as wrong."""
+
+    accepts_unknown = True
+
+    def value(self, test):
+        return ((test.outputs > 0) == test.labels).mean()
+
+
+def test_a_metric_for_which_unknown_labels_are_wrong_is_reported():
+    with pytest.raises(ContractError, match="without a sample whose labels are all unknown; leave out labels that are"):
+        check_metric(ShareOfLabels(), task="multilabel")
+
+
 @pytest.mark.parametrize(
     ("metric", "message"),
     [
@@ -353,6 +367,15 @@ class MaskingInPlace(Entropy):
         return super().reduce_positions(outputs, labels.clamp_(min=0))
 
 
+class PixelAccuracy(Share):
+    """The share of all positions whose decision is their label, so positions without a label count as wrong."""
+
+    accepts_positions = True
+
+    def value(self, test):
+        return (test.outputs == test.labels).mean()
+
+
 @pytest.mark.parametrize("position_dims", [1, 2])
 def test_a_metric_of_positions_passes(position_dims):
     check_metric(Entropy(), position_dims=position_dims)
@@ -367,6 +390,7 @@ def test_a_metric_of_positions_passes(position_dims):
             OfAllPositions,
             "if only outputs at positions without a label differ; leave out labels of -1, or pass ignores",
         ),
+        (PixelAccuracy, "with a sample without a label is .*, and .* without this sample; leave out labels of -1"),
         (OfTheBatch, "other numbers of a sample in a batch than of the sample alone"),
         (OneNumber, r"must return a tensor with a row for each of the 60 samples; got a tensor \(\)"),
         (MaskingInPlace, "reduce_positions of metric 'entropy' changes outputs or labels in place"),
@@ -393,6 +417,7 @@ def test_predictions_of_other_classes_and_shapes_are_checked():
         check_metric(Distance(), task="regression")
 
 
+COLUMN = replace(WITH_GROUPS, outputs=np.arange(12.0))
 ALIKE = replace(WITH_GROUPS, labels=np.zeros(12, dtype=int))
 FEW = Predictions(labels=np.arange(4), outputs=np.eye(4), classes=("a", "b", "c", "d"))
 
@@ -411,6 +436,7 @@ FEW = Predictions(labels=np.arange(4), outputs=np.eye(4), classes=("a", "b", "c"
         (Share(), {"task": "regression", "position_dims": 1}, "position_dims must be 0, because numbers"),
         (Share(), {"predictions": FEW}, r"kdkit.Predictions of at least 8 samples, .*; got Predictions\(4 samples"),
         (Share(), {"predictions": np.eye(4)}, "predictions must be kdkit.Predictions"),
+        (Share(), {"predictions": COLUMN}, r"and outputs \(samples, columns\); got Predictions\(12 samples"),
         (Share(), {"predictions": ALIKE}, "must have samples with different labels; got 12 samples with equal ones"),
     ],
 )
