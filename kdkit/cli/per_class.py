@@ -36,6 +36,8 @@ def table_of(rows: tuple[ClassRow, ...], title: str, width: int) -> Table:
 def _figure(row: ClassRow, name: str, width: int) -> str:
     """Return a value with its interval, which is on the next line if the table is narrow."""
     value, (low, high) = f"{row.figures[name]:.2f}", row.intervals[name]
+    if not math.isfinite(low + high):
+        return value
     if width >= _WIDE:
         return f"{value} ({low:.2f}-{high:.2f})"
     interval = f"{low:.2f}-{high:.2f}"

@@ -7,7 +7,7 @@ import pytest
 
 from kdkit.cli.per_class import table_of
 from kdkit.cli.sweep_table import distillation_table
-from kdkit.engine.display.tables import describe_difference
+from kdkit.engine.display.tables import describe_difference, results_table
 from kdkit.metrics.base import MetricResult
 from kdkit.metrics.comparison import Comparison
 from kdkit.metrics.paired import Difference
@@ -96,6 +96,21 @@ def test_an_error_in_a_unit_is_not_compared_in_points(metric, expected):
     difference = BaselineDifference(**names, value=-1e-4, interval=(-2e-4, 1e-4), level=0.95, verdict="better")
     values = {"student": {metric: MetricResult(value=2e-4)}, "student-alone": {metric: MetricResult(value=3e-4)}}
     assert expected in describe_difference(difference, values)
+
+
+def test_an_interval_that_is_undefined_is_left_out(capsys):
+    nan = (float("nan"), float("nan"))
+    result = MetricResult(value=0.5, interval=nan)
+    names = {"student": "student", "baseline": "student-alone", "metric": "accuracy", "lower_is_better": False}
+    difference = BaselineDifference(**names, value=0.0, interval=nan, level=0.95, verdict="not distinguishable")
+    text = describe_difference(difference, {net: {"accuracy": result} for net in ("student", "student-alone")})
+    assert text.endswith(" (no interval): not distinguishable in this run")
+    row = ClassRow(name="a", positives={}, threshold=None, figures={"recall": 0.5}, intervals={"recall": nan})
+    for table in (results_table({"accuracy": result}, "student"), table_of((row,), "student, on test", 80)):
+        PrintableConsole(width=80).print(table)
+    out = capsys.readouterr().out
+    assert out.count("0.5") == 2
+    assert "nan" not in out
 
 
 def test_a_console_without_a_terminal_prints_no_spaces_at_the_end_of_lines(capsys):
