@@ -1,5 +1,6 @@
 """Print the results of a sweep, or of several seeds, as tables."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -119,5 +120,8 @@ def _differences(comparison: Comparison) -> list[str]:
     total = comparison.total
     has_both = comparison.seeds is not None and comparison.samples is not None
     parts = (comparison.seeds, comparison.samples, total if has_both else None)
-    intervals = ["-" if part is None else "{:+.4f} to {:+.4f}".format(*part.interval) for part in parts]
+    intervals = [
+        "-" if part is None or math.isnan(sum(part.interval)) else "{:+.4f} to {:+.4f}".format(*part.interval)
+        for part in parts
+    ]
     return ["-" if total is None else f"{total.value:+.4f}", *intervals]

@@ -22,6 +22,7 @@ from kdkit.losses import PerTeacher, SoftTargets
 from kdkit.metrics import Accuracy, MacroAUROC
 from kdkit.plugins.manager import installed
 from kdkit.report import Section, write_report
+from kdkit.report.card import write_card
 from kdkit.report.charts import heat_map, nice_ticks
 from kdkit.report.formats import MINUS, tick
 from kdkit.report.overview import net_table
@@ -250,6 +251,19 @@ def test_the_verdict_is_about_the_metric_that_chose_the_epochs(tmp_path):
     assert "Macro F1 on the test split is" in page.text
     teacher = report_page(run(tmp_path / "other", recipe), out=tmp_path / "other.html")
     assert "Macro F1 on the test split is" in teacher.text
+
+
+def test_an_interval_that_is_undefined_is_left_out(runs, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(runs / "seed0", folder)
+    content = json.loads((folder / "metrics.json").read_text())
+    del content["checksum"]
+    for row in content["differences"]:
+        row["interval"] = [math.nan, math.nan]
+    write(folder / "metrics.json", *json_parts(content))
+    assert " points, no interval." in report_page(folder, out=tmp_path / "report.html").text
+    write_card(folder, tmp_path / "card.md")
+    assert "nan" not in (tmp_path / "card.md").read_text()
 
 
 def test_other_metrics_with_another_verdict_are_named(runs, tmp_path):
