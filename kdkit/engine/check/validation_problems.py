@@ -27,7 +27,7 @@ def validation_problems(
     advice = "" if data.batch_transform is None else "; batch_transform changes only training batches"
     for net in nets:
         try:
-            with torch.no_grad(), eval_mode(net.network), autocast(precision, validation.labels.device):
+            with torch.no_grad(), eval_mode(net.module), autocast(precision, validation.labels.device):
                 net.first_pass(validation)
         except Exception as error:  # a network may raise anything
             if is_out_of_memory(error):
@@ -39,4 +39,5 @@ def validation_problems(
 def _form(inputs: Any) -> object:
     """Return what a network may depend on: the names of the inputs, and the shapes and dtypes of samples."""
     names = [name for name, _ in items_of(inputs) or ()]
-    return type(inputs), names, [(tensor.dtype, tensor.shape[1:]) for tensor in nested_tensors(inputs)]
+    # The samples of a nested tensor have their own shapes, and it may have none itself.
+    return type(inputs), names, [(item.dtype, not item.is_nested and item.shape[1:]) for item in nested_tensors(inputs)]
