@@ -212,9 +212,9 @@ def _moved_channels(facts: Facts) -> Iterator[str]:
     for term, inputs, _ in facts.checked_terms if facts.context.task == "regression" else ():
         tap = term.weighted.term.student
         student = as_tuple(inputs.student)[0]
+        is_moved = term.target is None and moves_channels(tap)
         # If only one order has the shape of the labels, it is the right one.
-        is_ambiguous = student.shape == student.movedim(1, -1).shape == shape
-        if term.target is None and moves_channels(tap) and is_ambiguous:
+        if is_moved and student.shape == student.movedim(1, -1).shape == shape:
             yield (
                 f"term {term.label!r}: the last dimension of its {tap!r} was taken as channels, and moved, so it is "
                 f"compared with other entries of the labels {tuple(shape)}; pass Tap(..., channels_last=False)"
