@@ -88,3 +88,12 @@ def test_nested_tensors_without_a_shape_are_checked():
     samples = [(torch.randn(2 + row % 3, 4), label) for row, label in enumerate(NUMBERS)]
     data = TorchData(samples, samples, task="regression", collate_fn=collate)
     assert not check_of(data, Net("student", Means())).problems
+
+
+def test_validation_samples_with_more_candidates_are_a_problem():
+    train, validation = (TensorDataset(torch.randn(8, count, 4), torch.zeros(8).long()) for count in (3, 5))
+    data = TorchData(train, validation, classes=3)
+    student = Net("student", nn.Sequential(nn.Linear(4, 1), nn.Flatten()))
+    recipe = Recipe(data=data, schedule=[Stage({student: Truth(nn.CrossEntropyLoss())}, Training(epochs=1))])
+    (problem,) = kdkit.check(recipe).problems
+    assert "net 'student' has outputs (4, 5) for the validation data, but 3 classes need (4, 3); if they " in problem
