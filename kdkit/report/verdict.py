@@ -270,6 +270,8 @@ class _Group:
         value, reference = (self._mean(net) for net in (difference.student, difference.baseline))
         points = in_points(self.runs, difference)
         low, high = (signed(bound, points=points) for bound in difference.interval)
+        level = f"{100 * difference.level:.0f} % interval"
+        interval = f"{level} {low} to {high}" if bounds(difference.interval) else "no interval"
         name = "" if self.reference == "teacher" else f" {self.reference}"
         who = f"for its teacher{name}" if self.baseline is None else "for the same student without a teacher"
         seeds = f", on average over {len(self.runs)} {self.unit}s," if len(self.runs) > 1 else ""
@@ -277,7 +279,7 @@ class _Group:
         return (
             f"{metric_title(self.metric)}{of_student} on the {self.split} split{seeds} is {plain(value)} against "
             f"{plain(reference)} {who}: {signed(difference.value, points=points)}{' points' if points else ''}, "
-            f"{100 * difference.level:.0f} % interval {low} to {high}."
+            f"{interval}."
         )
 
     def _other_metrics(self, differences: Sequence[BaselineDifference]) -> str:

@@ -1,5 +1,6 @@
 """Tables of metrics, and the difference of a student from its baseline in words."""
 
+import math
 from collections.abc import Mapping
 
 from rich.markup import escape
@@ -37,9 +38,11 @@ def describe_difference(difference: BaselineDifference, metrics: Mapping[str, Ma
         f"{scale * number:+.2g}" if abs(scale * number) < 1 else f"{scale * number:+.1f}"
         for number in (difference.value, *difference.interval)
     )
+    has_interval = not math.isnan(difference.interval[0])  # it has none for a single sample
+    interval = f"{difference.level:.0%} interval {low} to {high}" if has_interval else "no interval"
     return (
         f"{difference.metric} {value:{digits}} against {alone:{digits}} alone, {change}{unit} "
-        f"({difference.level:.0%} interval {low} to {high}): {difference.verdict} in this run"
+        f"({interval}): {difference.verdict} in this run"
     ).replace("%", " %")
 
 
@@ -54,7 +57,7 @@ def results_table(results: Mapping[str, ReportedMetric], title: str) -> Table:
 
 
 def _with_interval(result: ReportedMetric) -> str:
-    if result.interval is None:
+    if result.interval is None or math.isnan(result.interval[0]):
         return format_number(result.value)
     low, high = result.interval
     return f"{format_number(result.value)} ({format_number(low)} to {format_number(high)})"

@@ -1,6 +1,7 @@
 """Tests of what commands print: the width of lists and tables, and JSON."""
 
 import json
+import math
 import re
 
 import pytest
@@ -96,6 +97,14 @@ def test_an_error_in_a_unit_is_not_compared_in_points(metric, expected):
     difference = BaselineDifference(**names, value=-1e-4, interval=(-2e-4, 1e-4), level=0.95, verdict="better")
     values = {"student": {metric: MetricResult(value=2e-4)}, "student-alone": {metric: MetricResult(value=3e-4)}}
     assert expected in describe_difference(difference, values)
+
+
+def test_a_difference_for_a_single_sample_has_no_interval():
+    names = {"student": "student", "baseline": "student-alone", "metric": "accuracy", "lower_is_better": False}
+    options = {**names, "interval": (math.nan, math.nan), "level": 0.95, "verdict": "not distinguishable"}
+    difference = BaselineDifference(**options, value=0.0)
+    values = {net: {"accuracy": MetricResult(value=1.0)} for net in ("student", "student-alone")}
+    assert "+0 points (no interval): not distinguishable" in describe_difference(difference, values)
 
 
 def test_a_console_without_a_terminal_prints_no_spaces_at_the_end_of_lines(capsys):
