@@ -69,7 +69,7 @@ class Batch:
         selection of its items.
         """
         if not self.is_divisible:
-            shapes = ["nested" if x.is_nested else str(tuple(x.shape)) for x in nested_tensors(self.inputs)]
+            shapes = [_described(tensor) for tensor in nested_tensors(self.inputs)]
             of_tensors = ", ".join(shapes[:3]) + (", ..." if len(shapes) > 3 else "")
             raise DataError(
                 "samples cannot be selected from inputs that do not have an entry for each label, such as a batch of "
@@ -191,6 +191,10 @@ def is_dense(tensor: Tensor) -> bool:
     return tensor.layout is torch.strided and not tensor.is_nested
 
 
+def _described(tensor: Tensor) -> str:
+    return str(tuple(tensor.shape)) if is_dense(tensor) else "nested" if tensor.is_nested else "sparse"
+
+
 def modifications(tensor: Tensor) -> int | None:
     """Return how often a tensor was changed in place, which autograd counts; None for one of torch.inference_mode."""
     return None if tensor.is_inference() else tensor._version
@@ -289,7 +293,7 @@ def _contains_dataclass(value: Any) -> bool:
 def _has_entries(value: Any, count: int) -> bool:
     """Return whether a value has an entry for each of `count` samples: a row of its tensors, or an item of a list."""
     if isinstance(value, Tensor):
-        return not value.is_nested and value.ndim > 0 and len(value) == count
+        return is_dense(value) and value.ndim > 0 and len(value) == count
     if _is_list(value) and len(value) == count:
         return True
     return all(_has_entries(item, count) for _, item in items_of(value) or ())

@@ -67,7 +67,7 @@ class Predictor:
         Each of several ranks predicts a part of the rows, and all ranks return all predictions. If the weights of the
         network are sharded among them, all ranks predict all rows.
         Raises DataError if the split is empty, and KdkitError if an output is not a finite number, except for -inf,
-        which masks a class.
+        which masks a class, or if there is not one for each class.
         """
         network = module if module is not None else net.module
         rows_of_rank = _rows_of_rank(net, split)
@@ -99,7 +99,8 @@ class Predictor:
             if rows.batches == batches_read  # only some batches of a user-defined DataLoader may have ids
         }
         self._require_finite(net, split, arrays["finite"])
-        self._require_classes(net, arrays["outputs"], split)
+        if problem := classes_problem(net, arrays["outputs"].shape, self.data, self.metrics, split):
+            raise KdkitError(problem)
         predictions = Predictions(
             labels=arrays["labels"],
             outputs=arrays["outputs"],
@@ -165,21 +166,22 @@ class Predictor:
             f"samples; {cause or ADVICE}"
         )
 
-    def _require_classes(self, net: Net[Any], outputs: NDArray[Any], split: Split | LoaderSplit) -> None:
-        """Raise KdkitError for outputs of another number of columns than classes, such as more candidates of a query.
 
-        A check runs training samples only, and a metric of user code may take any outputs, but nothing else does.
-        """
-        is_by_class = self.data.task != "regression" and not self.data.position_dims
-        if not is_by_class or any(map(takes_any_outputs, self.metrics)):
-            return
-        count = len(net.classes or self.data.classes)
-        if outputs.shape[1:] != (count,):
-            name = split_name(self.data, split) or "evaluated"
-            raise KdkitError(
-                f"net {net.name!r} has outputs {outputs.shape} for the {name} data, but {count} classes need "
-                f"{(len(outputs), count)}; if they are scores of candidates, all splits need as many candidates"
-            )
+def classes_problem(
+    net: Net[Any], shape: tuple[int, ...], data: Data, metrics: Sequence[Metric], split: Split | LoaderSplit
+) -> str | None:
+    """Return the problem of outputs with another number of columns than classes, such as more candidates of a query.
+
+    shape: of the outputs for samples of the split. Returns None if there is none, or if a metric takes any outputs.
+    """
+    is_by_class = data.task != "regression" and not data.position_dims
+    count = len(net.classes or data.classes)
+    if not is_by_class or shape[1:] == (count,) or any(takes_any_outputs(without_interval(item)) for item in metrics):
+        return None
+    return (
+        f"net {net.name!r} has outputs {shape} for the {split_name(data, split) or 'evaluated'} data, but {count} "
+        f"classes need {(shape[0], count)}; if they are scores of candidates, all splits need as many candidates"
+    )
 
 
 def compute_metrics(metrics: Sequence[Metric], validation: Predictions, test: Predictions) -> dict[str, MetricResult]:

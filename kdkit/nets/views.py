@@ -81,12 +81,11 @@ class Inputs:
     def _select(self, inputs: Any) -> Any:
         assert self.only is not None
         items = dict(items_of(inputs) or ())
+        got = ", ".join(map(repr, items)) or f"a {type(inputs).__name__}"
         if has_objects(inputs) and not items:
             items = {name: getattr(inputs, str(name)) for name in self.only if hasattr(inputs, str(name))}
         missing = [name for name in self.only if name not in items]
         if missing:
-            is_object = has_objects(inputs) or not items
-            got = f"a {type(inputs).__name__}" if is_object else ", ".join(map(repr, items))
             raise RecipeError(f"only=... selects {missing[0]!r}, which the inputs lack; there are: {got}")
         if len(self.only) == 1:
             return (items[self.only[0]],)

@@ -163,7 +163,7 @@ def _results(run: ReportedRun, verdict: Verdict) -> Iterator[str]:
             (
                 _text(metric_title(row.metric)) + (" (lower is better)" if row.lower_is_better else ""),
                 f"{row.value:+.3g}",
-                "{:+.3g} to {:+.3g}".format(*row.interval) if bounds(row.interval) else DASH,
+                f"{row.interval[0]:+.3g} to {row.interval[1]:+.3g}" if bounds(row.interval) else DASH,
                 _text(row.verdict),
             )
             for row in verdict.differences

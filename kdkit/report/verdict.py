@@ -270,8 +270,8 @@ class _Group:
         value, reference = (self._mean(net) for net in (difference.student, difference.baseline))
         points = in_points(self.runs, difference)
         low, high = (signed(bound, points=points) for bound in difference.interval)
-        has_interval = all(map(math.isfinite, difference.interval))
-        interval = f"{100 * difference.level:.0f} % interval {low} to {high}" if has_interval else "no interval"
+        level = f"{100 * difference.level:.0f} % interval"
+        interval = f"{level} {low} to {high}" if bounds(difference.interval) else "no interval"
         name = "" if self.reference == "teacher" else f" {self.reference}"
         who = f"for its teacher{name}" if self.baseline is None else "for the same student without a teacher"
         seeds = f", on average over {len(self.runs)} {self.unit}s," if len(self.runs) > 1 else ""

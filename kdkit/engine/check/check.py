@@ -164,7 +164,7 @@ def _check_stage(
                     result.estimate = estimator.estimate(open_stage, batch, untransformed)
         if not result.problems:
             evaluated = [net for net in nets_of([stage]) if net not in result.feature_teachers]
-            result.problems += validation_problems(evaluated, data, validation.to(device), batch, precision)
+            result.problems += validation_problems(evaluated, recipe, validation.to(device), batch, precision)
     except KdkitError as error:
         result.problems = [str(error)]
     except (RuntimeError, MemoryError, OSError) as error:

@@ -211,7 +211,10 @@ def _moved_channels(facts: Facts) -> Iterator[str]:
     shape = facts.batch.labels.shape
     for term, inputs, _ in facts.checked_terms if facts.context.task == "regression" else ():
         tap = term.weighted.term.student
-        if term.target is None and moves_channels(tap) and as_tuple(inputs.student)[0].shape == shape:
+        student = as_tuple(inputs.student)[0]
+        is_moved = term.target is None and moves_channels(tap)
+        # If only one order has the shape of the labels, it is the right one.
+        if is_moved and student.shape == student.movedim(1, -1).shape == shape:
             yield (
                 f"term {term.label!r}: the last dimension of its {tap!r} was taken as channels, and moved, so it is "
                 f"compared with other entries of the labels {tuple(shape)}; pass Tap(..., channels_last=False)"

@@ -6,37 +6,43 @@ from typing import Any
 import torch
 
 from kdkit.data.batch import Batch, items_of, nested_tensors
-from kdkit.data.dataset import Data
 from kdkit.engine.failures.network_errors import describe_failure
+from kdkit.engine.predict import classes_problem
 from kdkit.nets.net import Net
+from kdkit.recipe.recipe import Recipe
 from kdkit.utils.devices import Precision, autocast
 from kdkit.utils.memory import is_out_of_memory
 from kdkit.utils.modules import eval_mode
 
 
 def validation_problems(
-    nets: Iterable[Net[Any]], data: Data, validation: Batch, training: Batch, precision: Precision
+    nets: Iterable[Net[Any]], recipe: Recipe, validation: Batch, training: Batch, precision: Precision
 ) -> Iterator[str]:
-    """Yield networks that fail for validation samples. Inputs of the form of those of training are not tried.
+    """Yield networks that fail for validation samples, or have no output for each class.
 
+    Inputs of the form of those of training are not tried.
     nets: the networks of a stage that have metrics. validation, training: tiny batches on the device, the latter as the
     data's `batch_transform` has changed it.
     """
     if _form(validation.inputs) == _form(training.inputs):
         return
+    data = recipe.data
     advice = "" if data.batch_transform is None else "; batch_transform changes only training batches"
     for net in nets:
         try:
-            with torch.no_grad(), eval_mode(net.network), autocast(precision, validation.labels.device):
-                net.first_pass(validation)
+            with torch.no_grad(), eval_mode(net.module), autocast(precision, validation.labels.device):
+                outputs = net.first_pass(validation)
         except Exception as error:  # a network may raise anything
             if is_out_of_memory(error):
                 raise
             reason = describe_failure(net, validation, error)
             yield f"net {net.name!r} cannot be evaluated on the validation data: {reason}{advice}"
+        else:
+            yield from filter(None, [classes_problem(net, tuple(outputs.shape), data, recipe.metrics, data.validation)])
 
 
 def _form(inputs: Any) -> object:
     """Return what a network may depend on: the names of the inputs, and the shapes and dtypes of samples."""
     names = [name for name, _ in items_of(inputs) or ()]
-    return type(inputs), names, [(tensor.dtype, tensor.shape[1:]) for tensor in nested_tensors(inputs)]
+    # The samples of a nested tensor have their own shapes, and it may have none itself.
+    return type(inputs), names, [(item.dtype, not item.is_nested and item.shape[1:]) for item in nested_tensors(inputs)]

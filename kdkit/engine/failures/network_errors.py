@@ -3,7 +3,7 @@
 import inspect
 import re
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -65,8 +65,7 @@ def _object_advice(net: Net[Any], value: Any, error: TypeError) -> str:
     """Return advice if a network gets an object, such as a batch of graphs, instead of its attributes, or ""."""
     if not re.search(r"required positional argument|must be Tensor, not", str(error)):
         return ""
-    arguments = parameters_by_name(getattr(net.module, "forward", net.module)).values()
-    names = [item.name for item in arguments if item.default is item.empty and hasattr(value, item.name)]
+    names = [item.name for item in _arguments(net.module) if item.default is item.empty and hasattr(value, item.name)]
     taken = repr(tuple(names)) if names else "(...)"
     return f"; select the attributes that it takes: Net(..., view=Inputs(only={taken}))"
 
@@ -79,7 +78,7 @@ def input_advice(net: Net[Any], inputs: Iterable[Tensor], keys: Sequence[str], e
     is_call = isinstance(error, TypeError)
     takes_one = is_call and _takes_one(net.module)
     if (is_call and "unexpected keyword argument" in str(error)) or (takes_one and "required positional" in str(error)):
-        arguments = parameters_by_name(getattr(net.module, "forward", net.module))
+        arguments = [item.name for item in _arguments(net.module)]
         taken = tuple(key for key in keys if key in arguments) or (*keys[:1],)
         advice = f"; select the inputs that it takes, for example Net(..., view=Inputs(only={taken}))"
         whole = ", or give it the whole mapping: view=lambda batch: ((dict(batch.inputs),), {})"
@@ -147,12 +146,16 @@ def explain_single_sample() -> Iterator[None]:
 
 def _takes_one(module: Any) -> bool:
     """Return whether a network has exactly one argument without a default."""
-    try:
-        parameters = parameters_by_name(getattr(module, "forward", module)).values()
-    except (TypeError, ValueError):  # of compiled code
-        return False
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return sum(item.kind in positional and item.default is item.empty for item in parameters) == 1
+    return sum(item.kind in positional and item.default is item.empty for item in _arguments(module)) == 1
+
+
+def _arguments(module: Any) -> Collection[inspect.Parameter]:
+    """Return the arguments of a network or function; none if they are unknown."""
+    try:
+        return parameters_by_name(getattr(module, "forward", module)).values()
+    except (TypeError, ValueError):  # of compiled code
+        return ()
 
 
 def _dtype_advice(net: Net[Any], inputs: list[Tensor], error: Exception) -> str:

@@ -83,11 +83,13 @@ class DistillationModule(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """Set training mode, except for frozen submodules: the statistics of a frozen batch norm must not change.
 
-        A loss may hold a frozen network too, such as a perceptual loss.
+        A loss may hold a frozen network too, such as a perceptual loss. The loss itself stays in training mode: it may
+        update a memory bank that is a frozen parameter.
         """
         super().train(mode)
         self.open_taps.compute_heads(enabled=not mode)
-        for module in (*self.nets.modules(), *self.losses.modules()) if mode else ():
+        held_by_losses = (module for loss in self.losses for part in loss.children() for module in part.modules())
+        for module in (*self.nets.modules(), *held_by_losses) if mode else ():
             parameters = list(module.parameters())
             if parameters and not any(parameter.requires_grad for parameter in parameters):
                 module.eval()

@@ -272,7 +272,7 @@ class _Matches:
             # An unknown prefix is removed only if the caller names it: its tensors may belong to another network of the
             # same form.
             sources = match.candidate.sources
-            if path := self._part_of(sources):
+            if path := self._part_of(match.candidate):
                 return (
                     f"the file has the weights of its part {path!r} alone; load them into that, such as by "
                     f"Net('part', module.get_submodule({path!r}), weights=...), and pass no weights for the whole"
@@ -286,13 +286,20 @@ class _Matches:
         remedy = "; strict=False loads the tensors that fit" if strict and nearest.fitting else ""
         return nearest.problem() + remedy
 
-    def _part_of(self, sources: Mapping[str, str]) -> str:
+    def _part_of(self, candidate: _Candidate) -> str:
         """Return the path of the part of the net of which most keys are, such as the net without its head; or ""."""
         keys_of: dict[str, set[str]] = defaultdict(set)
         for key in self.target.tensors:
             for dot in re.finditer(r"\.", key):
                 keys_of[key[: dot.start()]].add(key[dot.end() :])
-        parts = [part for part, keys in keys_of.items() if keys <= sources.keys() and 2 * len(keys) > len(sources)]
+
+        def fits(part: str, key: str) -> bool:
+            tensor, expected = candidate.tensor(key), self.target.tensors[f"{part}.{key}"]
+            return _is_copied(tensor, expected) and tensor.shape == expected.shape
+
+        sources = candidate.sources
+        large = [part for part, keys in keys_of.items() if keys <= sources.keys() and 2 * len(keys) > len(sources)]
+        parts = [part for part in large if all(fits(part, key) for key in keys_of[part])]
         return max(parts, key=lambda part: len(keys_of[part]), default="")
 
 

@@ -612,6 +612,9 @@ def test_weights_of_a_part_are_refused_with_the_net_that_loads_them(path, refuse
     torch.save(base.state_dict(), path)
     assert message == refused(module)
     assert_loaded(load(path, module.body), base)
+    torch.save(nn.Linear(4, 2).state_dict(), path)
+    assert "has the weights of its part '1' alone" in refused(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)))
+    assert "of its part" not in refused(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3)))
 
 
 def test_strict_false_prefers_weights_that_fit_entirely(path):

@@ -110,7 +110,7 @@ def test_an_object_with_a_method_to_is_moved_as_a_copy_and_is_not_divided_into_s
     moved = Batch({"graphs": graphs, "more": rows()}, torch.arange(6)).to(torch.device("meta"))
     assert moved.inputs["graphs"].x.device.type == moved.inputs["more"].device.type == "meta"
     assert graphs.x.device.type == "cpu"
-    for inputs in (graphs, {"edges": torch.zeros(2, 9), "nodes": rows()}, torch.tensor(1.0)):
+    for inputs in (graphs, {"edges": torch.zeros(2, 9), "nodes": rows()}, torch.tensor(1.0), torch.eye(6).to_sparse()):
         with pytest.raises(DataError, match="samples cannot be selected from inputs that do not have an entry"):
             Batch(inputs, torch.arange(6)).rows(torch.tensor([0]))
 

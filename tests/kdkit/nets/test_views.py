@@ -296,6 +296,8 @@ def test_attributes_of_an_object_are_selected():
 def test_an_input_that_is_not_there_is_refused_with_those_that_are():
     with pytest.raises(RecipeError, match="selects 'words', which the inputs lack; there are: 'ids'"):
         Inputs(only=("words",))(batch({"ids": ONE}))
+    with pytest.raises(RecipeError, match="selects 'words', which the inputs lack; there are: 'graph', 'ids'"):
+        Inputs(only=("words",))(batch({"graph": Graph(), "ids": ONE}))
     with pytest.raises(RecipeError, match="only must be a tuple of keys or positions"):
         Inputs(only="words")
 

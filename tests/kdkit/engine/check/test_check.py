@@ -732,6 +732,9 @@ def test_a_network_of_attributes_of_an_object_selects_them_as_the_error_says(mod
     assert "fails for its inputs (a Graph): TypeError" in problem
     assert problem.endswith(f"; select the attributes that it takes: Net(..., view=Inputs(only={names}))")
     student = Net("student", OfNodes(4, 3), view=Inputs(only=("x", "edges")))
+    teacher = Net("teacher", torch.sigmoid, version="1")  # a function of C++, whose arguments are unknown
+    problem = only_problem(one_stage(student, Match(teacher, SoftTargets()), data))
+    assert problem.endswith("select the attributes that it takes: Net(..., view=Inputs(only=(...)))")
     assert not check(one_stage(student, plain_goal(), data)).problems
 
 

@@ -395,6 +395,15 @@ def test_labels_that_are_compared_with_moved_dimensions_are_noticed_or_refused(h
         assert bool(plan.problems) == (horizon == 6 and channels_last is None)
 
 
+def test_dimensions_that_were_moved_to_those_of_the_labels_are_no_notice():
+    forecast = Forecast(6)
+    samples = TensorDataset(torch.randn(8, 4), torch.randn(8, 4, 6))
+    student = Net("student", nn.Sequential(forecast, nn.Flatten(1), nn.Unflatten(1, (4, 6))))
+    recipe = one_stage(student, Truth(nn.MSELoss(), student=Tap(forecast)), TorchData(samples, samples))
+    plan = check(replace(recipe, metrics=(MAE(),)))
+    assert (plan.problems, plan.notices) == ((), ())
+
+
 def test_probabilities_that_no_loss_on_logits_gets_are_no_notice():
     truth = Truth(IgnoreUnknown(nn.BCELoss()))
     plan = check(one_stage(ending_in(nn.Sigmoid()), truth, tiny_data("multilabel", unknown=-1)))

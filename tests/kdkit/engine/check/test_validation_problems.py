@@ -63,3 +63,37 @@ def test_a_teacher_whose_inputs_the_validation_samples_lack_is_a_problem_unless_
     assert "net 'teacher' cannot be evaluated on the validation data: only=... selects 'weak', which " in problem
     encoder = Net("encoder", nn.Linear(4, 7), view=Inputs(only=("weak",)), trained=True)
     assert not check_of(data, student, Match(encoder, Hint())).problems
+
+
+def test_a_teacher_that_is_a_function_may_take_validation_samples_of_another_size():
+    pooled = nn.Sequential(nn.AdaptiveAvgPool1d(4), nn.Linear(4, 2))
+    data = TorchData(TensorDataset(INPUTS, NUMBERS), TensorDataset(torch.randn(8, 9), NUMBERS), task="regression")
+    teacher = Net("teacher", lambda inputs: inputs[:, :2], version="1")
+    assert not check_of(data, Net("student", pooled), Match(teacher, nn.MSELoss())).problems
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage")
+def test_nested_tensors_without_a_shape_are_checked():
+    class Means(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 2)
+
+        def forward(self, series):
+            return self.layer(torch.stack([item.mean(0) for item in series.unbind()]))
+
+    def collate(samples):
+        return torch.nested.nested_tensor([item for item, _ in samples]), torch.stack([label for _, label in samples])
+
+    samples = [(torch.randn(2 + row % 3, 4), label) for row, label in enumerate(NUMBERS)]
+    data = TorchData(samples, samples, task="regression", collate_fn=collate)
+    assert not check_of(data, Net("student", Means())).problems
+
+
+def test_validation_samples_with_more_candidates_are_a_problem():
+    train, validation = (TensorDataset(torch.randn(8, count, 4), torch.zeros(8).long()) for count in (3, 5))
+    data = TorchData(train, validation, classes=3)
+    student = Net("student", nn.Sequential(nn.Linear(4, 1), nn.Flatten()))
+    recipe = Recipe(data=data, schedule=[Stage({student: Truth(nn.CrossEntropyLoss())}, Training(epochs=1))])
+    (problem,) = kdkit.check(recipe).problems
+    assert "net 'student' has outputs (4, 5) for the validation data, but 3 classes need (4, 3); if they " in problem

@@ -150,6 +150,7 @@ def test_a_frozen_network_in_a_loss_runs_in_eval_mode_and_keeps_its_statistics()
     stage = Stage({student: 1.0 * Match(teacher, loss)}, TRAINING)
     module = DistillationModule(stage, CONTEXT).train()
     module(batch, run_teachers(stage, batch))
+    assert loss.training
     assert not any(part.training for part in loss.network.modules())
     assert all(torch.equal(loss.state_dict()[key], value) for key, value in before.items())
 
