@@ -113,8 +113,8 @@ def predict(ctx: click.Context, /, model: Path, records: tuple[Path, ...], **opt
         predictor = _predictor(ctx, model, options)
         if options["rate"] is not None:
             leads = [name.strip() for name in options["leads"].split(",")] if options["leads"] else []
-            given = {name: options[name] for name in ("rate", "unit", "signals") if options[name] is not None}
-            arrays = predictor.array_format(leads=leads, **given)
+            array_options = {name: options[name] for name in ("rate", "unit", "signals") if options[name] is not None}
+            arrays = predictor.array_format(leads=leads, **array_options)
         status.show("predicting", terminal_only=True)
         predictions = predictor.predict_all(records, arrays=arrays, processes=options["jobs"])
         first = next(predictions, None)

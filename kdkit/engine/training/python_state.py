@@ -20,7 +20,7 @@ _PARTS_OF_MODULES = ("_parameters", "_buffers", "_modules")
 _IN_MODULES = frozenset(vars(nn.Module()))  # attributes in which torch stores these parts, hooks, and the mode
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _LIBRARIES = sys.stdlib_module_names | {"numpy", "torch"}  # attributes of their objects are not compared
-_LIBRARIES_AND_KDKIT = _LIBRARIES | {"kdkit", "kdkit_ecg"}  # global variables of their code are not compared either
+_LIBRARIES_AND_KDKIT = _LIBRARIES | {"kdkit"}  # global variables of their code are not compared either
 
 
 class PythonState:
