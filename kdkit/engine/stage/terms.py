@@ -32,10 +32,7 @@ class TensorRef:
 
     def resolve(self, outputs: TeacherOutputs) -> TensorOrTuple:
         """Return the tensor, or the tuple of tensors."""
-        tensors = []
-        for name, tap in self.entries:
-            output = outputs[name]
-            tensors.append(output.output if tap is None else output.features[tap])
+        tensors = [outputs[name].output if tap is None else outputs[name].features[tap] for name, tap in self.entries]
         return tuple(tensors) if self.is_tuple else tensors[0]
 
     @property

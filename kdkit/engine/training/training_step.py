@@ -47,7 +47,6 @@ class TrainingStep:
         """Return the context in which the batches of an epoch are loaded and trained on."""
         return nullcontext()
 
-    @torch.enable_grad()  # user code, such as a callback, may have turned them off
     def add_gradients(
         self,
         batch: Batch,
@@ -56,6 +55,8 @@ class TrainingStep:
         weights: Mapping[str, Any] | None = None,
     ) -> dict[str, Tensor]:
         """Run the students, add the gradients of the losses, and return the losses as `__call__` does."""
+        if not torch.is_grad_enabled():  # user code, such as a callback, turned them off
+            torch.set_grad_enabled(True)
         with self.autocast:
             losses = self.forward(batch, teacher_outputs)
         self.state.backward(part.scaled(losses), part.divisor, part.rank_weight, weights)

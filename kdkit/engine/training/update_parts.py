@@ -81,7 +81,8 @@ class Updates:
             if self._is_distributed and sizes is not None:  # ranks divide batches of known sizes
                 yield batch, _part_of_rank(batch, parts[index], sizes[index])
             else:
-                yield batch, parts[index]._replace(samples=len(batch))
+                part = parts[index]
+                yield batch, part if part.samples == len(batch) else part._replace(samples=len(batch))
 
     def _read_ahead(
         self, batches: Iterator[Batch], sizes: Sequence[int] | None, first: int
@@ -141,10 +142,10 @@ def update_parts(sizes: Sequence[int], every: int) -> list[UpdatePart]:
     sizes: the number of samples in each batch.
     """
     if every == 1:
-        return [UpdatePart()] * len(sizes)
+        return [UpdatePart(samples=size) for size in sizes]
     updates = [sizes[first : first + every] for first in range(0, len(sizes), every)]
     return [
-        UpdatePart(ends_update=index == len(update) - 1, divisor=sum(update) / size)
+        UpdatePart(ends_update=index == len(update) - 1, divisor=sum(update) / size, samples=size)
         for update in updates
         for index, size in enumerate(update)
     ]
