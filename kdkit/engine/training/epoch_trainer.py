@@ -146,7 +146,7 @@ class EpochTrainer:
         progress, metric = self.progress, self.monitor.metric
         value = sum(values.values()) / len(values)
         self.state.on_validated(value)
-        is_best = self.monitor.is_best(value, progress.best)
+        is_best = self.monitor.is_best(value, progress.best, [entry[metric.name] for entry in progress.history])
         if is_best:
             weights = {net.name: copy_state(self.state.validated_module(net)) for net in self.stage.objectives}
             progress.best = BestCheckpoint(epoch=epoch, value=value, weights=weights)

@@ -1,7 +1,7 @@
 """The monitor of a stage: the validation metric that chooses the best epoch."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from kdkit.engine.predict import Predictor
 from kdkit.engine.run_context import RunContext
@@ -52,8 +52,11 @@ class Monitor:
         # Ranks have the same predictions, but must agree bit for bit on which epoch is best.
         return collectives.broadcast(values)
 
-    def is_best(self, value: float, best: BestCheckpoint) -> bool:
-        """Whether an epoch with this value, the mean over the networks, replaces the best one so far."""
-        # While the metric is undefined, no epoch is better than another, and the last one is kept.
-        keeps_any = best.epoch < 0 or self.training.keep == "last" or math.isnan(best.value)
+    def is_best(self, value: float, best: BestCheckpoint, earlier: Sequence[float]) -> bool:
+        """Whether an epoch with this value, the mean over the networks, replaces the best one so far.
+
+        earlier: the values of the epochs before it.
+        """
+        # While the metric is undefined or constant, no epoch is better than another, and the last one is kept.
+        keeps_any = self.training.keep == "last" or math.isnan(best.value) or all(value == other for other in earlier)
         return keeps_any or is_better(self.metric, value, best.value)

@@ -155,12 +155,15 @@ class StageTrainer:
 
         It depends on the history alone, so that a resumed run ends after the same epoch.
         """
-        epochs, patience = len(self.history), self.training.patience
+        epochs, patience, best = len(self.history), self.training.patience, self.progress.best
         if epochs in (0, self.training.epochs):
             return None
         if "stopped_by" in self.history[-1]:
             return str(self.history[-1]["stopped_by"])
-        return "patience" if patience is not None and epochs - self.progress.best.epoch > patience else None
+        # A constant metric has not improved since the first epoch, although the last one is kept.
+        is_constant = all(entry[self.monitor.metric.name] == best.value for entry in self.history)
+        improved = 0 if is_constant else best.epoch
+        return "patience" if patience is not None and epochs - improved > patience else None
 
     def _load_best(self) -> None:
         """Load the best weights into the networks. They keep their current weights if no epoch is finished."""

@@ -93,6 +93,24 @@ def test_the_last_epoch_is_kept_with_a_warning_if_the_metric_was_never_defined(t
     run(math.nan, math.nan, 0.5, 0.6)  # without a warning, which would be an error here
 
 
+def test_the_last_epoch_is_kept_if_all_have_the_same_value(tmp_path):
+    net = Net("student", Small(4))
+    snapshots = Snapshots(net.module)
+    recipe = one_stage(net, epochs=3, metrics=(Listed(CHECK, 0.5, 0.5, 0.5),))
+    result = kdkit.run(recipe, device="cpu", callbacks=[snapshots], out=tmp_path / "run")
+    assert same(net.module.state_dict(), snapshots.seen[2])
+    assert [epoch["best"] for epoch in result.history["student"]] == [True, True, True]
+
+
+def test_a_value_that_does_not_change_is_no_better_one(tmp_path):
+    def recipe(*values):
+        return one_stage(epochs=9, patience=2, metrics=(Listed(CHECK, *values),))
+
+    kill_run(recipe(0.5, 0.5), tmp_path / "run", KillAfterEpoch(1), device="cpu")
+    history = kdkit.run(recipe(0.5, 0.5), device="cpu", out=tmp_path / "run", resume=True).history["student"]
+    assert [epoch["best"] for epoch in history] == [True, True, True]
+
+
 def test_the_average_of_the_weights_is_validated_and_kept():
     start, outputs = Small(4, dropout=0.0), []
 
