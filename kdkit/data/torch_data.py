@@ -319,9 +319,7 @@ def _draws_of(splits: Mapping[str, TorchSplit], draws: int | None) -> int | None
     if isinstance(train, LoaderSplit):
         return None
     if draws is not None and draws > 1 and is_fixed(train):
-        raise DataError(
-            f"draws={draws} is for random augmentations, but samples of a TensorDataset never change; leave it out"
-        )
+        raise DataError(f"draws={draws} is for random augmentations, but samples in tensors never change; leave it out")
     all_fixed = all(isinstance(split, DatasetSplit) and is_fixed(split) for split in splits.values())
     return draws or (1 if all_fixed else None)
 

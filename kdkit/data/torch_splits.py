@@ -10,9 +10,17 @@ from typing import Any, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, default_collate
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    StackDataset,
+    Subset,
+    TensorDataset,
+    default_collate,
+)
 
-from kdkit.data.batch import Batch, as_targets, collate, content_of, items_of, select_rows
+from kdkit.data.batch import Batch, as_targets, collate, content_of, items_of, map_tensors, rebuild, select_rows
 from kdkit.data.dataset import LoaderSplit, Split
 from kdkit.data.label_check import LabelCheck
 from kdkit.data.read_errors import explain_unreadable
@@ -83,23 +91,24 @@ class DatasetSplit(Split):
         self.ids = torch.arange(self.first_id, self.first_id + len(self.dataset))
         # Looked up once, not in every batch.
         self.has_own_collate = self.collate_fn is not collate_samples
-        self.is_indexed = not self.has_own_collate and is_plain(self.dataset, TensorDataset)
+        self.tensors = None if self.has_own_collate else tensors_of(self.dataset)
         # The start of messages about its samples.
         self.must_yield = f"the {self.name} data must yield"
         if self.has_own_collate:
             self.must_yield = f"the collate_fn of the {self.name} data must return"
-        if self.is_indexed:
-            self.keys.split(self.dataset.tensors, self.must_yield)
+        if self.tensors is not None:
+            self.keys.split(self.tensors, self.must_yield)
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def read(self, rows: Tensor, draw: int = 0) -> tuple[Any, Any, Any]:
         """Return the inputs, the labels, and the weights or None."""
-        if self.is_indexed:  # faster than collating single samples
-            columns = [select_rows(tensor, rows.to(tensor.device)) for tensor in self.dataset.tensors]
-            if self.keys.inputs_only:
-                return self.keys.split(tuple(columns))
+        if self.tensors is not None:  # faster than collating single samples
+            if self.keys.inputs_only or not isinstance(self.dataset, TensorDataset):
+                batch = map_tensors(self.tensors, lambda tensor: select_rows(tensor, rows.to(tensor.device)))
+                return self.keys.split(batch, self.must_yield)
+            columns = [select_rows(tensor, rows.to(tensor.device)) for tensor in self.tensors]
             # The same as `keys.split`, whose checks take as long as the rest of this method.
             return columns[0], columns[1], columns[2] if len(columns) == 3 else None
         samples = self._samples(rows.tolist(), draw)
@@ -418,13 +427,27 @@ def is_plain(dataset: object, cls: type[D]) -> TypeGuard[D]:
 
 
 def is_fixed(split: TorchSplit) -> bool:
-    """Return whether samples are known to never change: in a TensorDataset, or a Subset of one."""
+    """Return whether samples are known to never change: those of `tensors_of`, or a Subset of them."""
     if isinstance(split, DatasetSplit) and split.has_own_collate:
         return False
     dataset = dataset_of(split)
     while is_plain(dataset, Subset):
         dataset = dataset.dataset
-    return is_plain(dataset, TensorDataset)
+    return tensors_of(dataset) is not None
+
+
+def tensors_of(dataset: Any) -> Any:
+    """Return the tensors of all samples in a TensorDataset or a StackDataset of tensors; None for other datasets.
+
+    They are in a tuple or a dict, like those of one sample.
+    """
+    if is_plain(dataset, TensorDataset):
+        return dataset.tensors
+    if not is_plain(dataset, StackDataset):
+        return None
+    parts = dict(items_of(dataset.datasets) or ())
+    tensors = {key: part if isinstance(part, Tensor) else tensors_of(part) for key, part in parts.items()}
+    return None if any(part is None for part in tensors.values()) else rebuild(dataset.datasets, tensors)
 
 
 def dataset_of(data: DatasetOrLoader | Split | LoaderSplit) -> Any:

@@ -123,3 +123,4 @@ def register_templates(register: RegisterTemplate) -> None:
     register("images", TEMPLATES / "images.py")
     register("own_data", TEMPLATES / "own_data.py")
     register("segmentation", TEMPLATES / "segmentation.py")
+    register("text_classifier", TEMPLATES / "text_classifier.py")

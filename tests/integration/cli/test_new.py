@@ -16,6 +16,7 @@ EXAMPLES = {
     "images": "images",
     "own_data": "own_data",
     "segmentation": "segmentation",
+    "text_classifier": "text_classifier",
     "lrhnet": "lrhnet_smlkd",
     "ecg_records": "ecg_records",
 }
@@ -35,9 +36,10 @@ def test_every_template_is_an_example():
         assert path.read_text() == (ROOT / "examples" / f"{EXAMPLES[name]}.py").read_text()
 
 
-# The import of timm takes seconds.
+# The imports of timm and transformers take seconds.
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "images")) for name in EXAMPLES]
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in ("images", "text_classifier"))) for name in EXAMPLES],
 )
 @pytest.mark.usefixtures("noise_instead_of_ecgs")
 def test_a_recipe_of_a_template_has_commands_of_its_own_name_and_its_check_finds_no_problem(name, kdkit_here, tmp_path):

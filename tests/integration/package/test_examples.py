@@ -23,6 +23,7 @@ TINY = {
     "custom_loss": ["--epochs", "1"],
     "segmentation": ["--epochs", "1", "--images", "32"],
     "text": ["--epochs", "1", "--count", "64"],
+    "text_classifier": ["--epochs", "1"],
     "detection": ["--epochs", "1", "--train", "64"],
     "http_teacher": ["--epochs", "1"],
     "own_data": ["--epochs", "1"],

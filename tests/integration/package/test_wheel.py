@@ -71,6 +71,7 @@ def test_the_wheel_has_the_types_the_templates_and_no_tests(wheel):
         "kdkit/templates/images.py",
         "kdkit/templates/own_data.py",
         "kdkit/templates/segmentation.py",
+        "kdkit/templates/text_classifier.py",
         "kdkit/templates/plugin/pyproject.toml",
         "kdkit/templates/plugin/README.md",
         "kdkit/templates/plugin/my_plugin/plugin.py",

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, StackDataset, Subset, TensorDataset
 
 from kdkit import DataError, LoaderSplit, TorchData, Unlabelled
 from kdkit.data.order import require_lengths, training_order
@@ -716,11 +716,30 @@ def test_a_draw_of_an_augmented_sample_is_the_same_whenever_it_is_read():
 
 
 @pytest.mark.parametrize(
-    ("draws", "message"), [(0, "draws must be 1, for samples"), (4, "of a TensorDataset never change")]
+    ("draws", "message"), [(0, "draws must be 1, for samples"), (4, "samples in tensors never change")]
 )
 def test_a_number_of_draws_that_fits_no_augmentation_is_refused(draws, message):
     with pytest.raises(DataError, match=message):
         TorchData(samples(), samples(), draws=draws)
+
+
+def test_stacked_tensors_are_samples_that_never_change():
+    words, mask = torch.arange(24).view(8, 3), torch.ones(8, 3)
+    labels = torch.arange(8) % 2
+    stacked = StackDataset(input_ids=words, mask=mask, labels=labels)
+    data = TorchData(stacked, Subset(stacked, [0, 1]), classes=["a", "b"])
+    assert data.draws == 1
+    batch, rows = data.train.batch(torch.tensor([5, 2]), 0), [stacked[row] for row in (5, 2)]
+    assert batch.inputs.keys() == {"input_ids", "mask"}
+    assert torch.equal(batch.inputs["input_ids"], torch.stack([row["input_ids"] for row in rows]))
+    assert batch.labels.tolist() == [1, 0]
+    assert data.validation.batch(torch.tensor([1]), 0).inputs["input_ids"].tolist() == [[3, 4, 5]]
+    other = TorchData(StackDataset(input_ids=words + 1, mask=mask, labels=labels), stacked, classes=["a", "b"])
+    assert None is not data.train_digest != other.train_digest
+    nested = TorchData(StackDataset(StackDataset(words, mask), labels), stacked, classes=["a", "b"])
+    assert [part.tolist() for part in nested.train.batch(torch.tensor([0]), 0).inputs] == [[[0, 1, 2]], [[1, 1, 1]]]
+    inputs = [inputs for inputs, _ in samples()]
+    assert TorchData(StackDataset(inputs, labels[:1].expand(len(inputs))), samples(), classes=3).draws is None
 
 
 def test_the_digest_of_training_samples_is_a_text():
