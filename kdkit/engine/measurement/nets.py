@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from kdkit.data.batch import Batch
-from kdkit.data.dataset import Data
+from kdkit.data.dataset import Data, reported_split
 from kdkit.engine.measurement.layer_similarity import (
     SAMPLES,
     compared_layers,
@@ -51,9 +51,7 @@ def measure_nets(
         try:
             # At most the batch size of a step, which fits into memory, and at least 8 samples for the similarity.
             size = max(8, min(SAMPLES, *(stage.training.batch_size for stage in stages)))
-            samples = [
-                batch.to(device) for batch in spread_batches(data.validation if data.test is None else data.test, size)
-            ]
+            samples = [batch.to(device) for batch in spread_batches(reported_split(data)[1], size)]
             single, pair = (samples[0].rows(torch.arange(min(count, len(samples[0])))) for count in (1, 2))
         except Exception as error:  # user-defined data may raise anything
             note = f"the samples could not be read: {_reason(error)}"
