@@ -238,7 +238,7 @@ def as_split(
     *,
     first_id: int = 0,
     samples: int | None = None,
-    collate_fn: Collate | None = None,
+    collate_fn: Collate | None,
 ) -> TorchSplit:
     """Return the data as a split. Raises DataError if it is empty, or neither a Dataset nor a loader.
 
