@@ -103,7 +103,7 @@ def evaluate(ctx: click.Context, /, **options: Any) -> None:
     Thresholds are fitted on the validation split, or are those of the run. Metrics are computed on the test split if
     there is one. If recipe() splits the data at random, it does so with the seed of the run that wrote the weights.
     """
-    from kdkit.data.dataset import Split
+    from kdkit.data.dataset import Split, reported_split
     from kdkit.engine.display.tables import results_table
     from kdkit.engine.evaluate import evaluate as evaluate_weights
     from kdkit.engine.evaluate import run_of
@@ -128,7 +128,7 @@ def evaluate(ctx: click.Context, /, **options: Any) -> None:
         status.show("computing the metrics")
         results = evaluate_weights(recipe, weights, net=options["net"], thresholds=thresholds, options=settings)
     data = recipe.data
-    name, split = ("validation", data.validation) if data.test is None else ("test", data.test)
+    name, split = reported_split(data)
     count = f", {len(split):,} samples" if isinstance(split, Split) else ""
     console = make_console()
     console.print(results_table(results, f"{weights} on {name}{count}"))

@@ -340,5 +340,10 @@ def split_name(data: Data, split: Split | LoaderSplit) -> str:
     return getattr(split, "name", None) or next((name for name in names if getattr(data, name) is split), "")
 
 
+def reported_split(data: Data) -> tuple[Literal["validation", "test"], Split | LoaderSplit]:
+    """Return the name of the split on which metrics are reported, and the split: the test split, if there is one."""
+    return ("validation", data.validation) if data.test is None else ("test", data.test)
+
+
 def _raise_undefined(value: object, member: str) -> NoReturn:
     raise DataError(f"{type(value).__name__} does not define {member}, which its kdkit base class requires")

@@ -4,6 +4,7 @@ import multiprocessing
 import re
 import shutil
 from contextlib import suppress
+from typing import NoReturn
 
 from kdkit.errors import DataError, KdkitError, describe_error
 from kdkit.utils.memory import is_out_of_memory
@@ -71,6 +72,13 @@ def explain_unreadable(error: Exception, position: str, *, has_workers: bool = F
             "with concurrent.futures.ProcessPoolExecutor or a kdkit.Study"
         )
     return DataError(f"{position} cannot be read: {_describe(error, caught)}; {advice}")
+
+
+def raise_explained(error: Exception, explained: Exception) -> NoReturn:
+    """Raise the explanation of an error, which may be the error itself."""
+    if explained is error:
+        raise error
+    raise explained from error
 
 
 def explain_ended_worker(error: Exception, position: str) -> DataError | None:

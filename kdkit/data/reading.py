@@ -19,7 +19,7 @@ from kdkit.data.batch import Batch
 from kdkit.data.dataset import LoaderSplit, Split
 from kdkit.data.label_check import DeferredLabelCheck, LabelCheck
 from kdkit.data.loading import RowBatches, load_ahead
-from kdkit.data.read_errors import explain_ended_worker, explain_unreadable, is_from_worker
+from kdkit.data.read_errors import explain_ended_worker, explain_unreadable, is_from_worker, raise_explained
 from kdkit.errors import DataError
 from kdkit.utils.cores import usable_cores
 from kdkit.utils.reprs import describe_numbers
@@ -81,10 +81,7 @@ class ReadBatches:
                         iterator = iter(self.loaded)
                     batch = next(iterator, None)
                 except Exception as error:
-                    explained = watch.explained(error)
-                    if explained is error:
-                        raise
-                    raise explained from error
+                    raise_explained(error, watch.explained(error))
                 finally:
                     watch.since = None
                 if batch is None:
@@ -145,10 +142,7 @@ def reading(position: str, loader: object = None) -> Iterator[None]:
             yield
         except Exception as error:
             is_collate = isinstance(error, TypeError | ValueError) and not is_from_worker(error)
-            explained = error if is_collate else watch.explained(error)
-            if explained is error:
-                raise
-            raise explained from error
+            raise_explained(error, error if is_collate else watch.explained(error))
 
 
 _slow_splits: set[int] = set()  # ids of splits that a warning was given for; some splits are not hashable

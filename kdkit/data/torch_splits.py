@@ -23,7 +23,7 @@ from torch.utils.data import (
 from kdkit.data.batch import Batch, as_targets, collate, content_of, items_of, map_tensors, rebuild, select_rows
 from kdkit.data.dataset import LoaderSplit, Split
 from kdkit.data.label_check import LabelCheck
-from kdkit.data.read_errors import explain_unreadable
+from kdkit.data.read_errors import explain_unreadable, raise_explained
 from kdkit.data.reading import reading
 from kdkit.data.samples import SampleKeys, as_weights, missing_labels, require_samples, require_stacked, require_tensors
 from kdkit.errors import DataError
@@ -131,10 +131,7 @@ class DatasetSplit(Split):
         except Exception as error:  # user code may raise anything
             row = rows[len(samples)]
             sample = f"the sample in row {row} of the {self.name} data{_file_of(self.dataset, row)}"
-            explained = explain_unreadable(error, sample)
-            if explained is error:
-                raise
-            raise explained from error
+            raise_explained(error, explain_unreadable(error, sample))
         for row, sample in zip(rows, samples, strict=True):
             if sample is None:
                 raise DataError(
@@ -149,10 +146,7 @@ class DatasetSplit(Split):
             return self.collate_fn(samples)
         except Exception as error:  # user code may raise anything
             position = f"a batch of the {self.name} data (rows {describe_numbers(rows.tolist())})"
-            explained = explain_unreadable(error, position)
-            if explained is error:
-                raise
-            raise explained from error
+            raise_explained(error, explain_unreadable(error, position))
 
     def batch(self, rows: Tensor, draw: int) -> Batch:
         """Return these rows, with labels in the form that losses take."""
@@ -247,7 +241,7 @@ def as_split(
     *,
     first_id: int = 0,
     samples: int | None = None,
-    collate_fn: Collate | None = None,
+    collate_fn: Collate | None,
 ) -> TorchSplit:
     """Return the data as a split. Raises DataError if it is empty, or neither a Dataset nor a loader.
 

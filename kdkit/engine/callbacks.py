@@ -2,7 +2,6 @@
 
 import traceback
 import warnings
-from contextlib import nullcontext
 from types import ModuleType
 from typing import Any
 
@@ -25,7 +24,7 @@ class Callbacks:
     calls them.
     """
 
-    def __init__(self, hook: Any, *, enabled: bool = True) -> None:
+    def __init__(self, hook: Any, *, enabled: bool) -> None:
         self._hook = hook
         self._enabled = enabled
         self._failures: dict[tuple[str, str], tuple[str, int]] = {}  # name and count by plugin and hook
@@ -42,12 +41,11 @@ class Callbacks:
 
         Raises the KdkitError of a callback; for epoch_ended, `raise_error` raises it after the epoch is saved.
         """
-        implementations = self._implementations(hook)
-        state = torch.get_rng_state() if implementations else None
-        with preserve_working_directory() if implementations else nullcontext():  # the run folder may be relative to it
-            for implementation in implementations:
-                self._call(implementation, hook, event)
-        if state is not None:
+        if implementations := self._implementations(hook):
+            state = torch.get_rng_state()
+            with preserve_working_directory():  # the run folder may be relative to it
+                for implementation in implementations:
+                    self._call(implementation, hook, event)
             torch.set_rng_state(state)
         if hook == "run_ended":
             self._report_counts()

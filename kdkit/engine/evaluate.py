@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
+from kdkit.data.dataset import reported_split
 from kdkit.data.device_data import DeviceData
 from kdkit.engine.distributed.process_group import rank_device
 from kdkit.engine.failures.out_of_memory import explain_out_of_memory
@@ -64,7 +65,7 @@ def evaluate(
     batch_size = recipe.stages[-1].training.batch_size
     # If data or the network draw random numbers, they are those of the run.
     seed_everything(derive_seed(options.seed, nets_of(recipe.stages).index(chosen), SeedPurpose.EVALUATION, 0))
-    split = data.validation if data.test is None else data.test
+    _, split = reported_split(data)
     with explain_out_of_memory(recipe.stages[-1], split, options, device, trains=False):
         if of_run is None:
             return compute_metrics(recipe.metrics, *predictor.predict_splits(chosen, batch_size=batch_size))

@@ -139,7 +139,7 @@ class Predictor:
                 )
         self._ended.add(id(split))
 
-    def _gather(self, rows: "Rows", *, is_whole: bool) -> NDArray[Any]:
+    def _gather(self, rows: Rows, *, is_whole: bool) -> NDArray[Any]:
         """Return the rows of all batches, and of all ranks if each rank predicted a part."""
         values = rows.values()
         if is_whole:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from kdkit.data.dataset import Split
+from kdkit.data.dataset import Split, reported_split
 from kdkit.engine.baseline_differences import baseline_differences
 from kdkit.engine.failures.user_errors import located
 from kdkit.engine.predict import Predictor, compute_metrics
@@ -41,7 +41,7 @@ class RunEvaluation:
         self.predictor = Predictor(ctx.recipe.data, ctx.device_data, ctx.options.precision, ctx.recipe.metrics)
         self.metrics: dict[str, dict[str, MetricResult]] = {}
         self.differences: tuple[BaselineDifference, ...] = ()
-        self.reported_on = "validation" if ctx.recipe.data.test is None else "test"
+        self.reported_on, _ = reported_split(ctx.recipe.data)
         self.student = next(list(stage.objectives)[-1] for stage in reversed(ctx.plan.stages) if not stage.baseline_of)
         self._compared: dict[str, SplitPredictions] = {}  # of students with a baseline, and of their baselines
         self._test_of_student: Predictions | None = None
@@ -99,7 +99,7 @@ class RunEvaluation:
 
     def _save_samples(self) -> None:
         """Save the samples that the student got most wrong, if the data can be shown in a report."""
-        split = self.ctx.recipe.data.validation if self.reported_on == "validation" else self.ctx.recipe.data.test
+        _, split = reported_split(self.ctx.recipe.data)
         predictions = self._test_of_student
         if not self.folder.writes or not isinstance(split, Split) or predictions is None or predictions.ids is None:
             return

@@ -12,6 +12,7 @@ from kdkit.export.gates import MetricGate, NumericGate, Reference
 from kdkit.export.latency import latency, single_sample
 from kdkit.export.metadata import inputs_of, metadata_of
 from kdkit.export.source import ExportSource
+from kdkit.utils.modules import weights_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +78,6 @@ class Attempt:
         model, inputs = exporter.open(self.content), single_sample(source)
         arrays = {key: tensor.numpy() for key, tensor in zip(source.input_names, inputs, strict=True)}
         batches = source.batches(source.data.validation, 2, count=2)
-        tensors = {id(tensor): tensor for tensor in (*net.network.parameters(), *net.network.buffers())}
         return {
             "precision": self.metadata["precision"],
             "passed": self.passed,
@@ -88,7 +88,7 @@ class Attempt:
             "network": {
                 "name": net.name,
                 "parameters": net.parameters,
-                "weights_bytes": sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()),
+                "weights_bytes": weights_bytes(net.network),
                 "multiply_adds": next((multiply_adds(net, batch) for batch in batches), None),
                 "input_shapes": {key: list(array.shape) for key, array in arrays.items()},
             },

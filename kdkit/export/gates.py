@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kdkit.data.dataset import LoaderSplit, Split
+from kdkit.data.dataset import LoaderSplit, Split, reported_split
 from kdkit.data.device_data import DeviceData
 from kdkit.engine.predict import Predictor
 from kdkit.errors import KdkitError, first_line
@@ -89,8 +89,7 @@ class Reference:
     def __init__(self, source: ExportSource) -> None:
         self.source = source
         data = source.data
-        self.split = "validation" if data.test is None else "test"
-        self._tested: Split | LoaderSplit = data.validation if data.test is None else data.test
+        self.split, self._tested = reported_split(data)
         self._size = source.recipe.stages[-1].training.batch_size
         self.validation = self._predict(source.net, data.validation)
         self.test = self.validation if data.test is None else self._predict(source.net, self._tested)

@@ -99,10 +99,9 @@ def _thresholds(source: ExportSource, reference: Reference) -> dict[str, Any] | 
 
 def _origin(weights: Path) -> dict[str, Any]:
     """Return the name and the record of the run, if there is one. A path is left out, because it may name a user."""
-    if not can_resume(weights):
-        return {"folder": weights.resolve().name}
-    record = read_record(weights)
-    keys = ("recipe", "recipe_sha256", "options", "seed", "precision")
-    options = {"folder": weights.resolve().name, **{key: record.get(key) for key in keys}}
-    options["trained_with"] = record.get("versions")
-    return options
+    origin: dict[str, Any] = {"folder": weights.resolve().name}
+    if can_resume(weights):
+        record = read_record(weights)
+        keys = ("recipe", "recipe_sha256", "options", "seed", "precision")
+        origin |= {**{key: record.get(key) for key in keys}, "trained_with": record.get("versions")}
+    return origin

@@ -12,6 +12,7 @@ from kdkit.errors import KdkitError, first_line
 from kdkit.export.base import Arrays, Exported, Exporter, Model, require_packages
 from kdkit.export.source import ExportSource
 from kdkit.utils.files import to_json
+from kdkit.utils.modules import weights_bytes
 
 METADATA = "kdkit"  # the key of the metadata in the file
 _MOST_BYTES = 2**31 - 2**24  # of weights, with room for the graph: protobuf does not allow larger messages
@@ -141,7 +142,7 @@ def onnx_model(source: ExportSource) -> Any:
 
     if "onnx" in source.shared:
         return source.shared["onnx"]
-    weights = sum(tensor.nbytes for tensor in {*source.module.parameters(), *source.module.buffers()})
+    weights = weights_bytes(source.module)
     if weights > _MOST_BYTES:
         raise KdkitError(
             f"the weights of net {source.net.name!r} have {weights / 2**30:.1f} GiB, and one file in ONNX format holds "

@@ -79,15 +79,15 @@ def _stages_alone(student: Net[Any], stages: Sequence[Stage]) -> list[Stage]:
     """Return the stages that train a copy of a student on its labels only."""
     trained = [stage for stage in stages if student in stage.objectives]
     labels = {stage.name: _label_terms(stage.objectives[student]) for stage in trained}
-    if not labels[stages[-1].name]:  # labels of weight 0, as in a sweep of their weight, name the loss of the baseline
-        last = stages[-1].objectives[student]
-        labels[stages[-1].name] = tuple(weighted for weighted in last if isinstance(weighted.term, Truth))
-    balancings = {stage.name: stage.training.balancing for stage in trained}
-    if not labels[stages[-1].name]:
+    last = stages[-1]
+    if not labels[last.name]:  # labels of weight 0, as in a sweep of their weight, name the loss of the baseline
+        labels[last.name] = tuple(weighted for weighted in last.objectives[student] if isinstance(weighted.term, Truth))
+    if not labels[last.name]:
         raise RecipeError(
-            f"net {student.name!r} has no baseline: in stage {stages[-1].name!r} it learns only from teachers; add a "
-            "Truth term, whose weight may be 0, or run without the baseline"
+            f"net {student.name!r} has no baseline: in stage {last.name!r} it learns only from teachers; add a Truth "
+            "term, whose weight may be 0, or run without the baseline"
         )
+    balancings = {stage.name: stage.training.balancing for stage in trained}
     try:
         # Copied together, so that taps of the label terms, and the layer of GradNorm, refer to the copied network.
         module, copied, balancings = copy.deepcopy((student.network, labels, balancings))
@@ -107,7 +107,7 @@ def _stages_alone(student: Net[Any], stages: Sequence[Stage]) -> list[Stage]:
                 optimizer=_optimizer_of_copy(stage.training.optimizer, student, alone),
                 balancing=balancings[stage.name],
             ),
-            name=alone.name if stage is stages[-1] else f"{alone.name}-{stage.name}",
+            name=alone.name if stage is last else f"{alone.name}-{stage.name}",
             baseline_of=stage.name,
         )
         for stage in trained

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from kdkit.metrics.base import Bools, Floats, Metric, MetricResult, Predictions, log_softmax, true_classes
+from kdkit.metrics.base import Bools, Metric, MetricResult, Predictions, log_softmax, true_classes
 from kdkit.metrics.calibration import CalibrationError, probabilities_of
 from kdkit.metrics.classification import MacroF1, TopKAccuracy
 from kdkit.metrics.detection import MeanAveragePrecision
@@ -199,13 +199,8 @@ def _divergence(first: NDArray[Any], second: NDArray[Any], kind: Kind) -> float:
         left, right = log_softmax(first), log_softmax(second)
         return float((np.exp(left) * (left - right)).sum(1).mean())
     left, right = first.astype(np.float64), second.astype(np.float64)
-    probability = _sigmoid(left)
     # log(sigmoid(x)) = -log(1 + exp(-x)), which does not overflow in logaddexp
+    probability = np.exp(-np.logaddexp(0, -left))
     difference = probability * (np.logaddexp(0, -right) - np.logaddexp(0, -left))
     difference += (1 - probability) * (np.logaddexp(0, right) - np.logaddexp(0, left))
     return float(difference.mean())
-
-
-def _sigmoid(outputs: NDArray[Any]) -> Floats:
-    probabilities: Floats = np.exp(-np.logaddexp(0, -outputs.astype(np.float64)))
-    return probabilities

@@ -38,7 +38,21 @@ class Bar:
     tone: str = ""
 
 
-def line_chart(title: str, series: Sequence[Series], *, bounds: tuple[float, float] | None = None) -> Markup:
+def difference_bar(name: str, value: float, interval: tuple[float, float], verdict: object, *, points: bool) -> Bar:
+    """Return the row of a difference with its verdict, such as "better". points: whether to show it in points."""
+    scale = 100 if points else 1
+    low, high = interval
+    span = f"{formats.signed(low, points=points)} to {formats.signed(high, points=points)}"
+    return Bar(
+        name=name,
+        value=scale * value,
+        interval=(scale * low, scale * high),
+        text=f"{formats.signed(value, points=points)} ({span})",
+        tone=str(verdict) if verdict in ("better", "worse") else "",
+    )
+
+
+def line_chart(title: str, series: Sequence[Series], *, bounds: tuple[float, float] | None) -> Markup:
     """Return lines over epochs. bounds: of the vertical axis; from the values if None."""
     width, height, left, right, top, bottom = 344, 196, 44, 12, 12, 34
     points = [point for line in series for point in line.points if math.isfinite(point[1])]

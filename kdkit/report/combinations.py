@@ -7,7 +7,7 @@ from typing import Any
 
 from kdkit.errors import RunFolderError
 from kdkit.metrics.base import is_share
-from kdkit.report.charts import Bar, interval_chart
+from kdkit.report.charts import Bar, difference_bar, interval_chart
 from kdkit.report.formats import DASH, metric_title, plain, signed
 from kdkit.report.runs import ReportedRun
 from kdkit.utils.read_json import mapping, number_or, read_json, require_object, rows
@@ -99,15 +99,12 @@ def _difference(label: str, comparison: Values, *, points: bool) -> tuple[Bar, l
     bounds = [*(part.get("interval") for part in parts), comparison.get("interval") if all(parts) else None]
     intervals = [_bounds(interval) for interval in bounds]
     widest = next((interval for interval in reversed(intervals) if interval is not None), (math.nan, math.nan))
-    scale = 100 if points else 1
-    bar = Bar(
-        name=label,
-        value=scale * value,
-        interval=(scale * widest[0], scale * widest[1]),
-        text=f"{signed(value, points=points)} ({_text(widest, points=points)})",
-        tone=str(comparison["verdict"]) if comparison.get("verdict") in ("better", "worse") else "",
-    )
-    return bar, [signed(value, points=points), *(_text(interval, points=points) for interval in intervals)]
+    bar = difference_bar(label, value, widest, comparison.get("verdict"), points=points)
+    spans = [
+        DASH if interval is None else " to ".join(signed(bound, points=points) for bound in interval)
+        for interval in intervals
+    ]
+    return bar, [signed(value, points=points), *spans]
 
 
 def _labels(cells: Sequence[Values]) -> list[str]:
@@ -129,9 +126,3 @@ def _bounds(interval: object) -> tuple[float, float] | None:
         return None
     low, high = (number_or(bound, math.nan) for bound in interval)
     return (low, high) if math.isfinite(low) and math.isfinite(high) else None
-
-
-def _text(interval: tuple[float, float] | None, *, points: bool) -> str:
-    if interval is None:
-        return DASH
-    return f"{signed(interval[0], points=points)} to {signed(interval[1], points=points)}"

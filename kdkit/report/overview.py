@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from kdkit.errors import KdkitError
 from kdkit.report import analysis, formats
-from kdkit.report.charts import Bar, interval_chart, reliability_chart
+from kdkit.report.charts import Bar, difference_bar, interval_chart, reliability_chart
 from kdkit.report.runs import ReportedRun, nets_by_role, terms_of, weight_text
 from kdkit.report.verdict import Verdict, in_points
 from kdkit.utils.read_json import mapping
@@ -31,21 +31,11 @@ def difference_charts(verdicts: Sequence[Verdict]) -> list[Markup]:
     for verdict in verdicts:
         for row in verdict.differences[: None if len(verdicts) == 1 else 1]:
             points = in_points(verdict.runs, row)
-            scale = 100 if points else 1
-            low, high = row.interval
             title = formats.metric_title(row.metric)
             name = title if len(verdicts) == 1 else f"{verdict.label}: {title}"
             if row.lower_is_better:
                 name += " (lower is better)"
-            text = formats.signed(row.value, points=points)
-            span = f"{formats.signed(low, points=points)} to {formats.signed(high, points=points)}"
-            bar = Bar(
-                name=name,
-                value=scale * row.value,
-                interval=(scale * low, scale * high),
-                text=f"{text} ({span})",
-                tone=row.verdict if row.verdict in ("better", "worse") else "",
-            )
+            bar = difference_bar(name, row.value, row.interval, row.verdict, points=points)
             bars.append((points, row.metric, bar))
     charts = []
     shares = [bar for points, _, bar in bars if points]

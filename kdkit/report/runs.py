@@ -339,7 +339,7 @@ def weight_text(weight: Any) -> str:
     return first if first == last else f"{first} to {last}"
 
 
-def settings_digest(run: ReportedRun, average_over: Sequence[str] = ()) -> str:
+def settings_digest(run: ReportedRun, average_over: Sequence[str]) -> str:
     """Return a digest of the settings of a run without its seed. Runs with the same digest are repetitions.
 
     average_over: other options to leave out.

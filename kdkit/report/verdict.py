@@ -75,14 +75,13 @@ def verdicts_of(runs: Sequence[ReportedRun], average_over: Sequence[str] = ()) -
         groups.setdefault((settings, repetitions[seed]), []).append(run)
         repetitions[seed] += 1
     labels = [_label(group, runs, average_over) for group in groups.values()]
-    # Settings from Python may differ in what has no name, so the names of their runs distinguish them.
-    labels = [
-        f"{label} ({describe_names(run.label for run in group)})" if labels.count(label) > 1 else label
-        for label, group in zip(labels, groups.values(), strict=True)
-    ]
-    return tuple(
-        _Group(group, label, average_over).verdict() for label, group in zip(labels, groups.values(), strict=True)
-    )
+    verdicts = []
+    for label, group in zip(labels, groups.values(), strict=True):
+        if labels.count(label) > 1:
+            # Settings from Python may differ in what has no name, so the names of their runs distinguish them.
+            label = f"{label} ({describe_names(run.label for run in group)})"
+        verdicts.append(_Group(group, label, average_over).verdict())
+    return tuple(verdicts)
 
 
 def headline_of(verdicts: Sequence[Verdict]) -> str:

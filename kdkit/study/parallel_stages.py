@@ -21,7 +21,7 @@ def run_parallel_stages(
     options: RunOptions,
     *,
     jobs: int,
-    log: Callable[[str], None] = print,
+    log: Callable[[str], None],
 ) -> Result:
     """Run a recipe file as `kdkit.run` does, with up to `jobs` independent stages at the same time.
 

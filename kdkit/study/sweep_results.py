@@ -130,25 +130,18 @@ class SweepResults:
     def verdicts(self) -> list[str]:
         """Return a sentence for the best cell, for each comparison, and for each student with a baseline."""
         best = self.cells[self.best].label
-        sentences = [
-            f"{_scope(comparison)}{best} is {_RELATIONS[comparison.verdict]} {cell.label}: {self.metric} "
-            f"{self._figures(comparison)}"
-            for cell in self.cells
-            if (comparison := cell.comparison) is not None
+        comparisons = [
+            *((best, cell.label, cell.comparison) for cell in self.cells),
+            *((cell.label, cell.reference, cell.against_reference) for cell in self.cells),
+            *((cell.label, "the same student alone", cell.distillation) for cell in self.cells),
         ]
-        sentences += [
-            f"{_scope(comparison)}{cell.label} is {_RELATIONS[comparison.verdict]} {cell.reference}: {self.metric} "
-            f"{self._figures(comparison)}"
-            for cell in self.cells
-            if (comparison := cell.against_reference) is not None
-        ]
-        sentences += [
-            f"{_scope(comparison)}{cell.label} is {_RELATIONS[comparison.verdict]} the same student alone: "
-            f"{self.metric} {self._figures(comparison)}"
-            for cell in self.cells
-            if (comparison := cell.distillation) is not None
-        ]
-        return [f"{best} is the best on the validation split", *sentences]
+        sentences = [f"{best} is the best on the validation split"]
+        for first, second, comparison in comparisons:
+            if comparison is not None:
+                scope = "" if comparison.seeds is not None else "in these runs, "
+                relation, figures = _RELATIONS[comparison.verdict], self._figures(comparison)
+                sentences.append(f"{scope}{first} is {relation} {second}: {self.metric} {figures}")
+        return sentences
 
     def notes(self) -> list[str]:
         """Return the reasons why comparisons are missing, and the assumptions of the others."""
@@ -198,9 +191,9 @@ class SweepResults:
                 "validation": {
                     self.metric: {str(self._repetition_name(key)): value for key, value in cell.validation.items()}
                 },
-                "best_minus_this": None if cell.comparison is None else _as_dict(cell.comparison),
-                "this_minus_reference": None if cell.against_reference is None else _as_dict(cell.against_reference),
-                "this_minus_alone": None if cell.distillation is None else _as_dict(cell.distillation),
+                "best_minus_this": _as_dict(cell.comparison),
+                "this_minus_reference": _as_dict(cell.against_reference),
+                "this_minus_alone": _as_dict(cell.distillation),
             }
             for cell in self.cells
         ]
@@ -280,12 +273,10 @@ def spread(values: Iterable[float]) -> Spread:
     return Spread(mean, float((numbers - numbers[0]).std(ddof=1)) if len(numbers) > 1 else math.nan)
 
 
-def _scope(comparison: Comparison) -> str:
-    return "" if comparison.seeds is not None else "in these runs, "
-
-
-def _as_dict(comparison: Comparison) -> dict[str, Any]:
+def _as_dict(comparison: Comparison | None) -> dict[str, Any] | None:
     """Return a comparison as values for JSON."""
+    if comparison is None:
+        return None
     differences = {
         name: None if value is None else {"value": value.value, "interval": value.interval, "pairs": value.pairs}
         for name, value in (("seeds", comparison.seeds), ("samples", comparison.samples))

@@ -111,6 +111,11 @@ def _is_sharded(part: nn.Module) -> bool:
     return any(base.__name__ == "FSDPModule" for base in type(part).__mro__)  # the class takes a second to import
 
 
+def weights_bytes(module: nn.Module) -> int:
+    """Return the bytes of the parameters and buffers of a module; those that submodules share count once."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in {*module.parameters(), *module.buffers()})
+
+
 def parameters_behind(tensors: Iterable[Tensor]) -> set[Tensor]:
     """Return the parameters that a backward pass from these tensors would reach, without computing any gradient."""
     reached: set[Tensor] = set()

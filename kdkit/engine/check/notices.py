@@ -49,39 +49,30 @@ _ON_FEATURES = tuple(loss for loss in ON_FEATURES if isinstance(loss, type) and 
 
 
 def stage_notices(facts: Facts) -> Iterator[str]:
-    """Yield notices about a stage, even if it has problems: a wrong order of dimensions may be their cause.
-
-    A new notice is a function of the facts that yields texts.
-    """
-    for notice in (
-        _views,
-        _channels,
-        _class_orders,
-        _probabilities,
-        _features_of_one_side,
-        _moved_channels,
-        _untrained_offset,
-        _frames_of_sequences,
-        _unlabelled_positions,
-        _padding,
-        _sequences,
-        _terms_of_copied_labels,
-    ):
-        yield from notice(facts)
+    """Yield notices about a stage, even if it has problems: a wrong order of dimensions may be their cause."""
+    yield from _views(facts)
+    yield from _channels(facts)
+    yield from _class_orders(facts)
+    yield from _probabilities(facts)
+    yield from _features_of_one_side(facts)
+    yield from _moved_channels(facts)
+    yield from _untrained_offset(facts)
+    yield from _frames_of_sequences(facts)
+    yield from _unlabelled_positions(facts)
+    yield from _padding(facts)
+    yield from _sequences(facts)
+    yield from _terms_of_copied_labels(facts)
 
 
 def run_notices(facts: Facts, data: Data) -> Iterator[str]:
     """Yield notices about the training and the metrics of a stage without problems, in addition to those above."""
-    for notice in (
-        _metrics_of_copied_labels,
-        _initial_weights_in_average,
-        _learning_rate,
-        _empty_groups,
-        _untrained_nets,
-        _half_precision_weights,
-        _inputs_of_weights,
-    ):
-        yield from notice(facts, data)
+    yield from _metrics_of_copied_labels(facts)
+    yield from _initial_weights_in_average(facts, data)
+    yield from _learning_rate(facts)
+    yield from _empty_groups(facts)
+    yield from _untrained_nets(facts)
+    yield from _half_precision_weights(facts)
+    yield from filter(None, (conflict_of_inputs(net, data.preparation) for net in nets_of([facts.stage])))
 
 
 def validation_notices(facts: Facts, validation: Batch) -> Iterator[str]:
@@ -104,10 +95,6 @@ def metric_notices(facts: Facts, metrics: Sequence[Metric]) -> Iterator[str]:
             "CTC are sequences, not one per frame; pass a metric of sequences, such as an error rate of your own: "
             "Recipe(metrics=(...,))"
         )
-
-
-def _inputs_of_weights(facts: Facts, data: Data) -> Iterator[str]:
-    yield from filter(None, (conflict_of_inputs(net, data.preparation) for net in nets_of([facts.stage])))
 
 
 def _views(facts: Facts) -> Iterator[str]:
@@ -330,7 +317,7 @@ def _terms_of_copied_labels(facts: Facts) -> Iterator[str]:
             return
 
 
-def _metrics_of_copied_labels(facts: Facts, _data: Data) -> Iterator[str]:
+def _metrics_of_copied_labels(facts: Facts) -> Iterator[str]:
     """Yield a notice if metrics compare outputs with the input tokens, even if the model shifts its own labels."""
     if _are_inputs(facts.context, facts.batch) and not any(_terms_of_copied_labels(facts)):
         yield (
@@ -355,13 +342,13 @@ def _initial_weights_in_average(facts: Facts, data: Data) -> Iterator[str]:
             )
 
 
-def _learning_rate(facts: Facts, _data: Data) -> Iterator[str]:
+def _learning_rate(facts: Facts) -> Iterator[str]:
     optimizer = facts.stage.training.optimizer
     if optimizer.options.get("lr") == 0 and optimizer.groups is None:
         yield f"stage {facts.stage.name!r} has a learning rate of 0, so nothing is trained"
 
 
-def _empty_groups(facts: Facts, _data: Data) -> Iterator[str]:
+def _empty_groups(facts: Facts) -> Iterator[str]:
     """Yield a notice if a parameter group is empty, for example because its function looks for other names."""
     training = facts.stage.training
     if training.optimizer.groups is None or facts.stage.baseline_of:  # a baseline lacks the losses of its student
@@ -375,7 +362,7 @@ def _empty_groups(facts: Facts, _data: Data) -> Iterator[str]:
         )
 
 
-def _untrained_nets(facts: Facts, _data: Data) -> Iterator[str]:
+def _untrained_nets(facts: Facts) -> Iterator[str]:
     stage = facts.stage
     trained = {net for net, weighted in weighted_terms(stage) if weighted.has_weight}
     idle = [net for net in stage.objectives if net not in trained]
@@ -389,7 +376,7 @@ def _untrained_nets(facts: Facts, _data: Data) -> Iterator[str]:
         )
 
 
-def _half_precision_weights(facts: Facts, _data: Data) -> Iterator[str]:
+def _half_precision_weights(facts: Facts) -> Iterator[str]:
     for net in facts.stage.objectives:
         trained = [parameter.dtype for parameter in net.network.parameters() if parameter.requires_grad]
         dtype = next((dtype for dtype in trained if dtype in (torch.float16, torch.bfloat16)), None)

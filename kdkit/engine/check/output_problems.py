@@ -19,9 +19,10 @@ from kdkit.utils.reprs import describe_names
 
 
 def output_problems(facts: Facts) -> Iterator[str]:
-    """Yield the problems of outputs. A new check is a function of the facts that yields problems."""
-    for check in (_columns_of_students, _columns_of_teachers, _soft_labels):
-        yield from check(facts)
+    """Yield the problems of outputs."""
+    yield from _columns_of_students(facts)
+    yield from _columns_of_teachers(facts)
+    yield from _soft_labels(facts)
 
 
 def _columns_of_students(facts: Facts) -> Iterator[str]:

@@ -26,6 +26,14 @@ _VIEWS = ("View", "UnsafeView", "Reshape", "Squeeze", "Unsqueeze", "ToCopy", "Sl
 _ENOUGH, _ENOUGH_OF_FUNCTION = 12, 4
 
 
+def _is_no_probability(values: Tensor) -> Tensor:
+    return (values < -1e-3) | (values > 1 + 1e-3)
+
+
+def _is_no_log_probability(values: Tensor) -> Tensor:
+    return values > 1e-3
+
+
 class _Values(NamedTuple):
     """The values that losses of torch take on one side: in words, how to recognize others, and what to use instead."""
 
@@ -38,11 +46,11 @@ class _Values(NamedTuple):
 _SOFT_TARGETS = "kdkit.losses.SoftTargets(temperature=1), which takes the logits of both sides"
 _NO_COUNT = "a loss on numbers, such as nn.MSELoss()"
 _TARGETS = (
-    _Values(_CROSS_ENTROPIES, "probabilities", lambda target: _outside(target, 0, 1), _SOFT_TARGETS),
+    _Values(_CROSS_ENTROPIES, "probabilities", _is_no_probability, _SOFT_TARGETS),
     _Values(
         (*_BINARY, nn.BCELoss, F.binary_cross_entropy),
         "probabilities",
-        lambda target: _outside(target, 0, 1),
+        _is_no_probability,
         "kdkit.losses.PerLabelSoftTargets(temperature=1), which takes the logits of both sides",
     ),
     _Values((nn.PoissonNLLLoss, F.poisson_nll_loss), "counts", lambda target: target < 0, _NO_COUNT),
@@ -53,31 +61,29 @@ _TARGETS = (
         _NO_COUNT,
     ),
 )
-
-
 _STUDENTS = (
     _Values(
         (nn.NLLLoss, F.nll_loss),
         "log-probabilities, such as those of log_softmax",
-        lambda student: student > 1e-3,
+        _is_no_log_probability,
         "nn.CrossEntropyLoss(), which takes logits",
     ),
     _Values(
         (nn.CTCLoss, *_CTC),
         "log-probabilities, such as those of log_softmax",
-        lambda student: student > 1e-3,
+        _is_no_log_probability,
         "log_softmax in the loss",
     ),
     _Values(
         (nn.BCELoss, F.binary_cross_entropy),
         "probabilities, such as those of a sigmoid",
-        lambda student: _outside(student, 0, 1),
+        _is_no_probability,
         "nn.BCEWithLogitsLoss(), which takes logits",
     ),
 )
 
 
-def kind_of_probabilities(outputs: Tensor, *, of_function: bool = False) -> Literal["softmax", "sigmoid"] | None:
+def kind_of_probabilities(outputs: Tensor, *, of_function: bool) -> Literal["softmax", "sigmoid"] | None:
     """Return the function that seems to have turned outputs, (batch, classes, ...), into probabilities, or None.
 
     The logarithm of a softmax does not count: losses on logits are invariant to it. of_function: whether the outputs
@@ -86,7 +92,7 @@ def kind_of_probabilities(outputs: Tensor, *, of_function: bool = False) -> Lite
     if not outputs.is_floating_point() or outputs.is_nested or outputs.ndim < 2 or not outputs.numel():
         return None
     values = outputs.detach().float()
-    if _outside(values, 0, 1).any() or values.isnan().any():
+    if _is_no_probability(values).any() or values.isnan().any():
         return None
     # Probabilities in half precision do not sum to exactly 1.
     tolerance = 1e-3 if outputs.dtype.itemsize >= 4 else 1e-2
@@ -124,8 +130,8 @@ def target_problem(loss: Any, student: TensorOrTuple, target: TensorOrTuple) -> 
     loss = unwrapped(loss)
     if _is_among(loss, (nn.KLDivLoss, F.kl_div)):
         is_log = getattr(loss, "log_target", False)
-        targets_fit = not _any(target, lambda side: side > 1e-3 if is_log else _outside(side, 0, 1))
-        if targets_fit and not _any(student, lambda side: side > 1e-3):
+        targets_fit = not _any(target, _is_no_log_probability if is_log else _is_no_probability)
+        if targets_fit and not _any(student, _is_no_log_probability):
             return None
         return (
             f"it takes log-probabilities of the student, such as those of log_softmax, and "
@@ -149,7 +155,7 @@ class WatchLosses(TorchFunctionMode):
     notice: why the arguments of a call seem to be mistaken, or "". A formula may use the function for something else.
     """
 
-    def __init__(self, *, checks_targets: bool, outputs: torch.Size | None = None) -> None:
+    def __init__(self, *, checks_targets: bool, outputs: torch.Size | None) -> None:
         super().__init__()
         self.checks_targets, self.outputs, self.calls_ctc = checks_targets, outputs, False
         self.notice = ""
@@ -195,10 +201,6 @@ def _call_problem(func: Any, student: Any, target: Any, outputs: torch.Size | No
 
 def _is_among(loss: object, losses: tuple[object, ...]) -> bool:
     return any(isinstance(loss, kind) if isinstance(kind, type) else loss is kind for kind in losses)
-
-
-def _outside(values: Tensor, least: float, most: float) -> Tensor:
-    return (values < least - 1e-3) | (values > most + 1e-3)
 
 
 def _any(side: TensorOrTuple, predicate: Callable[[Tensor], Tensor]) -> bool:

@@ -20,25 +20,22 @@ from kdkit.recipe.recipe import Recipe, Stage, nets_of, teachers_of
 def recipe_problems(recipe: Recipe, context: BuildContext) -> Iterator[str]:
     """Yield the problems of a recipe as a whole: names, the order of stages, metrics, and cache settings.
 
-    context: describes its data. A new check is a function with these parameters that yields problems.
+    context: describes its data.
     """
-    for check in (
-        _duplicate_names,
-        _order_of_stages,
-        _epochs_without_end,
-        _shared_losses,
-        _unknown_monitors,
-        _metrics_named_as_keys,
-        unfit_metrics,
-        undefined_monitors,
-        metrics_of_unknown_labels,
-        _losses_of_ignored_labels,
-        _binary_losses_of_numbers,
-        _cache_of_largest_outputs,
-        _views_of_other_inputs,
-        _teachers_of_other_classes,
-    ):
-        yield from check(recipe, context)
+    yield from _duplicate_names(recipe, context)
+    yield from _order_of_stages(recipe)
+    yield from _epochs_without_end(recipe)
+    yield from _shared_losses(recipe)
+    yield from _unknown_monitors(recipe)
+    yield from _metrics_named_as_keys(recipe)
+    yield from unfit_metrics(recipe, context)
+    yield from undefined_monitors(recipe, context)
+    yield from metrics_of_unknown_labels(recipe, context)
+    yield from _losses_of_ignored_labels(recipe, context)
+    yield from _binary_losses_of_numbers(recipe, context)
+    yield from _cache_of_largest_outputs(recipe, context)
+    yield from _views_of_other_inputs(recipe)
+    yield from _teachers_of_other_classes(recipe, context)
 
 
 def _duplicate_names(recipe: Recipe, context: BuildContext) -> Iterator[str]:
@@ -68,7 +65,7 @@ def repeated_names(stages: Sequence[Stage]) -> Iterator[str]:
                 )
 
 
-def _order_of_stages(recipe: Recipe, _context: BuildContext) -> Iterator[str]:
+def _order_of_stages(recipe: Recipe) -> Iterator[str]:
     if not recipe.stages:
         yield "the schedule has no stages: there is nothing to train"
     earlier: list[str] = []
@@ -88,7 +85,7 @@ def _order_of_stages(recipe: Recipe, _context: BuildContext) -> Iterator[str]:
         trained |= set(stage.objectives)
 
 
-def _epochs_without_end(recipe: Recipe, _context: BuildContext) -> Iterator[str]:
+def _epochs_without_end(recipe: Recipe) -> Iterator[str]:
     for stage in recipe.stages:
         try:
             batches_per_epoch(recipe.data.train, stage.training)
@@ -96,7 +93,7 @@ def _epochs_without_end(recipe: Recipe, _context: BuildContext) -> Iterator[str]
             yield f"stage {stage.name!r}: {error}"
 
 
-def _unknown_monitors(recipe: Recipe, _context: BuildContext) -> Iterator[str]:
+def _unknown_monitors(recipe: Recipe) -> Iterator[str]:
     names = [metric.name for metric in recipe.metrics]
     for stage in recipe.stages:
         monitor = stage.training.monitor
@@ -105,13 +102,13 @@ def _unknown_monitors(recipe: Recipe, _context: BuildContext) -> Iterator[str]:
             yield f"stage {stage.name!r}: {monitor!r} is not among the recipe's metrics; {hint}"
 
 
-def _metrics_named_as_keys(recipe: Recipe, _context: BuildContext) -> Iterator[str]:
+def _metrics_named_as_keys(recipe: Recipe) -> Iterator[str]:
     for metric in recipe.metrics:
         if metric.name in KEYS:
             yield f"a metric is called {metric.name!r}, which is another value in the history of a run; rename it"
 
 
-def _shared_losses(recipe: Recipe, _context: BuildContext) -> Iterator[str]:
+def _shared_losses(recipe: Recipe) -> Iterator[str]:
     labels: dict[int, str] = {}  # of the first term that uses a loss, by the id of the loss
     for term in _terms(recipe):
         loss = term.loss
@@ -160,7 +157,7 @@ def _cache_of_largest_outputs(recipe: Recipe, context: BuildContext) -> Iterator
         )
 
 
-def _views_of_other_inputs(recipe: Recipe, _context: BuildContext) -> Iterator[str]:
+def _views_of_other_inputs(recipe: Recipe) -> Iterator[str]:
     for net in nets_of(recipe.stages):
         describe = getattr(net.view, "describe", None)  # optional, see `View`
         try:

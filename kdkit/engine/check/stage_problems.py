@@ -37,17 +37,18 @@ _NO_IDS = (
 
 
 def stage_problems(stage: Stage, context: BuildContext) -> list[str]:
-    """Return the problems of one stage: its networks, its terms, and its optimizer.
-
-    A new check is a function with these parameters that yields problems.
-    """
-    checks = (_untrainable_nets, _duplicate_labels, _term_problems, _outputs_left_out)
-    problems = [problem for check in checks for problem in check(stage, context)]
+    """Return the problems of one stage: its networks, its terms, and its optimizer."""
+    problems = [
+        *_untrainable_nets(stage),
+        *_duplicate_labels(stage),
+        *_term_problems(stage, context),
+        *_outputs_left_out(stage),
+    ]
     # Without trainable parameters the optimizer would raise too, with a less helpful message.
     return problems or [*_optimizer_problems(stage)]
 
 
-def _untrainable_nets(stage: Stage, _context: BuildContext) -> Iterator[str]:
+def _untrainable_nets(stage: Stage) -> Iterator[str]:
     for net in stage.objectives:
         if not isinstance(net.module, nn.Module):
             yield f"net {net.name!r} is a plain callable: it can teach, but not be trained"
@@ -70,7 +71,7 @@ def _untrainable_nets(stage: Stage, _context: BuildContext) -> Iterator[str]:
             )
 
 
-def _duplicate_labels(stage: Stage, _context: BuildContext) -> Iterator[str]:
+def _duplicate_labels(stage: Stage) -> Iterator[str]:
     for label, count in Counter((net, term.label) for net, term in _terms(stage)).items():
         if count > 1:
             yield f"{count} terms are called {label[1]!r}; distinguish them with label='...'"
@@ -187,7 +188,7 @@ def _foreign_tap(module: nn.Module, net: Net[Any], side: str) -> Iterator[str]:
         yield f"the {side} tap is on a {type(module).__name__} that is not a part of net {net.name!r}; {advice}"
 
 
-def _outputs_left_out(stage: Stage, _context: BuildContext) -> Iterator[str]:
+def _outputs_left_out(stage: Stage) -> Iterator[str]:
     """Yield terms that take the outputs of a net whose head a HeadTap leaves out."""
     left_out: set[Any] = {net for net, term in _terms(stage) if isinstance(term.student, HeadTap)}
     left_out |= {getattr(match.teacher, "net", match.teacher) for match in stage.matches if _is_head(match.target)}

@@ -132,8 +132,8 @@ class TermCheck:
 
     def _advice_for_shapes(self) -> str:
         """Return advice for sides of different shapes that a loss of torch broadcasts."""
-        if self._heads_advice():
-            return self._heads_advice()
+        if advice := self._heads_advice():
+            return advice
         if self.term.target is None:
             index = ":" if self.first.ndim == 2 else "..."
             return f"; give the labels the shape of the outputs, such as labels[{index}, None]"

@@ -77,7 +77,6 @@ class _Lines:
         stage = self.progress.current
         if stage is None:
             return [self._stages()]
-        run = [self._stages()]
         position = [self._position(stage), self._metric(stage), self._rates(stage, now)]
         if room < 4:
             return position[:room]
@@ -85,7 +84,7 @@ class _Lines:
         # If there is room, blank lines separate the view from the lines above it, and its parts from each other.
         blanks = room - 4 - len(terms)
         above, after_run, after_position = ([Text()] if blanks >= least else [] for least in (3, 1, 2))
-        return [*above, *run, *after_run, *position, *after_position, *terms]
+        return [*above, self._stages(), *after_run, *position, *after_position, *terms]
 
     def _stages(self) -> Text:
         """Return the stages in order: with their best values if these fit, otherwise names only or folded."""

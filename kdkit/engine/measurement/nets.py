@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from kdkit.data.batch import Batch
-from kdkit.data.dataset import Data
+from kdkit.data.dataset import Data, reported_split
 from kdkit.engine.measurement.layer_similarity import (
     SAMPLES,
     compared_layers,
@@ -28,7 +28,7 @@ from kdkit.nets.net import Net
 from kdkit.recipe.baseline import baselines_of
 from kdkit.recipe.recipe import Stage, nets_of
 from kdkit.utils.devices import Precision, autocast, elapsed
-from kdkit.utils.modules import eval_mode, preserve_buffers, uncompiled
+from kdkit.utils.modules import eval_mode, preserve_buffers, uncompiled, weights_bytes
 from kdkit.utils.randomness import preserve_rng_state
 
 _LATENCY_SECONDS = 0.5  # for the timed passes of a network
@@ -51,9 +51,7 @@ def measure_nets(
         try:
             # At most the batch size of a step, which fits into memory, and at least 8 samples for the similarity.
             size = max(8, min(SAMPLES, *(stage.training.batch_size for stage in stages)))
-            samples = [
-                batch.to(device) for batch in spread_batches(data.validation if data.test is None else data.test, size)
-            ]
+            samples = [batch.to(device) for batch in spread_batches(reported_split(data)[1], size)]
             single, pair = (samples[0].rows(torch.arange(min(count, len(samples[0])))) for count in (1, 2))
         except Exception as error:  # user-defined data may raise anything
             note = f"the samples could not be read: {_reason(error)}"
@@ -84,15 +82,14 @@ def _net_cost(net: Net[Any], single: Batch, pair: Batch, precision: Precision, d
     """
     if not isinstance(net.module, nn.Module):
         return NetCost(note="it is not an nn.Module")
-    # By identity, because modules may share parameters.
-    tensors = {id(tensor): tensor for tensor in (*net.network.parameters(), *net.network.buffers())}
-    weights = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     latency, note = None, ""
     try:
         latency = _net_latency(net, single, precision, net.device or device)
     except Exception as error:  # for example if a network does not take a batch of one sample
         note = f"a pass for one sample fails: {_reason(error)}"
-    return NetCost(weights_bytes=weights, multiply_adds=multiply_adds(net, pair), latency=latency, note=note)
+    return NetCost(
+        weights_bytes=weights_bytes(net.network), multiply_adds=multiply_adds(net, pair), latency=latency, note=note
+    )
 
 
 def _net_latency(net: Net[Any], single: Batch, precision: Precision, device: torch.device) -> Latency:

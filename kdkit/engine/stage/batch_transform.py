@@ -32,10 +32,10 @@ class BatchTransform:
     def from_data(cls, data: Data) -> "BatchTransform | None":
         """Return the transform of the data, or None if it has none."""
         function = data.batch_transform
-        per_position = data.task == "multiclass" and data.position_dims > 0
-        columns = None if data.task == "regression" or per_position else len(data.classes)
         if function is None:
             return None
+        per_position = data.task == "multiclass" and data.position_dims > 0
+        columns = None if data.task == "regression" or per_position else len(data.classes)
         check = LabelCheck(
             split="train",
             task=data.task,

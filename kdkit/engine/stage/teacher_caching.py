@@ -84,13 +84,9 @@ class TeacherCaching:
         Raises CacheError with a reason that lies in the teacher, or in the number of draws.
         """
         train = self.recipe.data.train
-        if (
-            self.options.teacher_cache == "off"
-            or isinstance(train, LoaderSplit)
-            or self.location.identity.facts is None
-        ):
+        if self.options.teacher_cache == "off" or isinstance(train, LoaderSplit):
             return None
-        if not self._is_worthwhile(net, open_stage.stage):
+        if self.location.identity.facts is None or not self._is_worthwhile(net, open_stage.stage):
             return None
         _require_cacheable(net, open_stage.module)
         return train

@@ -121,7 +121,7 @@ class BoundTerm:
             inputs = inputs.map_sides(upcast_half)
         return inputs._replace(labels=_in_dtype_of(inputs.student, inputs.labels))
 
-    def whole_inputs(self, batch: Batch, outputs: TeacherOutputs, *, fill: bool = False) -> TermInputs:
+    def whole_inputs(self, batch: Batch, outputs: TeacherOutputs, *, fill: bool) -> TermInputs:
         """Return the inputs of the loss before rows of labels and classes are selected."""
         student_output = outputs[self.student_net.name].output
         # If a term has several teachers, they are Nets, which have an output for each sample.

@@ -133,7 +133,7 @@ class TrainState:
         self.updates += 1
         if self._uses_progress:
             self.module.progress.fill_(self.progress)
-        if updated and self.lr_scheduler is not None:
+        if updated:
             self._step_schedule("update")
         for net in self.module.students if self.averages else ():
             self.averages[net.name].update(net.network)

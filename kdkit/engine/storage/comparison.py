@@ -34,12 +34,11 @@ def differences(first: Path, second: Path) -> list[str]:
 
     Raises RunFolderError if a file cannot be read.
     """
-    lines: list[str] = []
     names = [
         sorted(str(file.relative_to(folder)) for pattern in _RESULTS for file in folder.glob(pattern))
         for folder in (first, second)
     ]
-    lines += [f"only one of them has {name}" for name in sorted(set(names[0]) ^ set(names[1]))]
+    lines = [f"only one of them has {name}" for name in sorted(set(names[0]) ^ set(names[1]))]
     for name in sorted(set(names[0]) & set(names[1])):
         contents = [_content(folder / name) for folder in (first, second)]
         difference = _difference(*contents)

@@ -153,7 +153,7 @@ class RunFolder:
             content["complete"] = False
         self._write(METRICS, json_parts(content))
 
-    def save_samples(self, ids: Tensor, tensors: Mapping[str, Tensor], names: Sequence[str] = ()) -> None:
+    def save_samples(self, ids: Tensor, tensors: Mapping[str, Tensor], names: Sequence[str]) -> None:
         """Save samples for a report. ids: (samples,) int64. tensors: by name, (samples, ...). names: may be empty."""
         copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in {**tensors, "ids": ids}.items()}
         self._write(SAMPLES, tensor_parts(copies, {"format": FORMAT, "names": [*names]}))

@@ -90,7 +90,7 @@ def unpack_error(packed: PackedError) -> Exception:
     return error
 
 
-def find_object(file: str, module: str, name: str, *, is_plugin: bool = False, sha256: str | None = None) -> Any:
+def find_object(file: str, module: str, name: str, *, is_plugin: bool, sha256: str | None) -> Any:
     """Return a function or a class by its file, the module of that file, and its name in the module.
 
     Unpickling calls this function. Raises RecipeError if the file does not define the name, or if it must be imported
