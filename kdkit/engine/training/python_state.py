@@ -27,9 +27,9 @@ class PythonState:
     """A snapshot of what objects hold in Python, and of the CPU's random states, which a replayed step does not change.
 
     It includes everything that they hold: modules, tensors, containers, arrays, random generators, variables of
-    functions, and user-defined objects; and numbers and strings in global variables that their code reads. An array or
-    a tensor on the CPU changes if it is filled in place. Any tensor changes if it gets other memory, or starts or stops
-    to require gradients.
+    functions, and user-defined objects; and numbers and strings in attributes of their classes, and in global variables
+    that their code reads. An array or a tensor on the CPU changes if it is filled in place. Any tensor changes if it
+    gets other memory, or starts or stops to require gradients.
     """
 
     def __init__(self, objects: Iterable[object]) -> None:
@@ -86,10 +86,12 @@ class PythonState:
                 self._hooks += [attributes[name] for name in _HOOKS]
                 # The hooks of taps have state that changes in each step.
                 seen.update(id(attributes.get(name)) for name in _IN_MODULES)
-            parts = _parts_of_object(value) if is_root else _parts_of(value, label)
+            is_object = is_root and not isinstance(value, partial | MethodType)
+            parts = _parts_of_object(value) if is_object else _parts_of(value, label)
             self._parts += parts
             held = chain.from_iterable(zip(part.values, part.labels, strict=True) for part in parts)
             unread += [(item, item_label, False) for item, item_label in held]
+            unread += [(base, "", False) for base in type(value).__mro__]
 
     def _read_tensors(self) -> list[tuple[int, bool]]:
         return [(tensor.data_ptr(), tensor.requires_grad) for tensor, _ in self._tensors]
@@ -139,8 +141,12 @@ def _parts_of(value: Any, label: str) -> list[_Part]:
         return [_state_part(label, value.get_state, value.set_state)]
     if isinstance(value, MethodType):
         return [_part(label, lambda: (value.__self__,), lambda _: None)]
+    if isinstance(value, partial):
+        return [_part(label, lambda: (value.func, value.args, value.keywords), lambda _: None)]
+    if isinstance(value, type):
+        return _parts_of_class(value)
     defined_in = str((value if isinstance(value, FunctionType) else type(value)).__module__)
-    if isinstance(value, type) or (defined_in.split(".")[0] in _LIBRARIES and not isinstance(value, nn.Module)):
+    if defined_in.split(".")[0] in _LIBRARIES and not isinstance(value, nn.Module):
         return []
     return _parts_of_object(value)
 
@@ -168,10 +174,29 @@ def _parts_of_object(owner: Any) -> list[_Part]:
         cells = zip(owner.__code__.co_freevars, owner.__closure__, strict=True)
         filled = [(variable, cell) for variable, cell in cells if cell != CellType()]
         parts += [_slot_part(f"variable {variable!r} of {name}", cell, "cell_contents") for variable, cell in filled]
-    bases = [base for base in type(owner).__mro__ if _is_user_code(base)]
-    methods = [item for base in bases for item in vars(base).values() if isinstance(item, FunctionType)]
-    functions = [owner] if isinstance(owner, FunctionType) and _is_user_code(owner) else methods
-    return [*parts, *(part for part in map(_globals_of, functions) if part.values)]
+    if isinstance(owner, FunctionType) and _is_user_code(owner):
+        parts.append(_globals_of(owner))
+    return parts
+
+
+def _parts_of_class(owner: type) -> list[_Part]:
+    """Return the numbers and strings that all objects of a class share, in attributes and in global variables."""
+    if not _is_user_code(owner):
+        return []
+    attributes = vars(owner)
+    names = [name for name, value in attributes.items() if isinstance(value, _PLAIN) and not name.startswith("__")]
+
+    def read() -> list[Any]:
+        return [attributes.get(name) for name in names]
+
+    def restore(values: tuple[Any, ...]) -> None:
+        for name, value in zip(names, values, strict=True):
+            setattr(owner, name, value)
+
+    labels = tuple(f"attribute {name!r} of the class {owner.__name__}" for name in names)
+    methods = [item for item in attributes.values() if isinstance(item, FunctionType)]
+    parts = [_Part("", labels, read, (*read(),), restore), *map(_globals_of, methods)]
+    return [part for part in parts if part.values]
 
 
 def _is_user_code(code: FunctionType | type) -> bool:

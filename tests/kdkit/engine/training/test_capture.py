@@ -3,6 +3,7 @@
 import random
 from collections import deque
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pytest
@@ -143,6 +144,22 @@ def test_a_global_variable_that_code_reads_is_compared(loss, monkeypatch):
     assert state.changes() == ["global variable 'STEPS'"]
     state.restore()
     assert STEPS == 0
+
+
+@pytest.mark.parametrize("loss", [partial(weighted), partial(Loss().forward), Loss().forward])
+def test_code_in_a_partial_or_a_method_is_compared_too(loss, monkeypatch):
+    state = PythonState([loss])
+    monkeypatch.setitem(globals(), "STEPS", 1)
+    assert state.changes() == ["global variable 'STEPS'"]
+
+
+def test_an_attribute_of_a_class_is_compared_and_restored(monkeypatch):
+    monkeypatch.setattr(Loss, "scale", 1.0, raising=False)
+    state = PythonState([Loss()])
+    Loss.scale = 2.0
+    assert state.changes() == ["attribute 'scale' of the class Loss"]
+    state.restore()
+    assert Loss.scale == 1.0
 
 
 @pytest.mark.filterwarnings("ignore:Lazy modules are a new feature", "ignore:The PyTorch API of nested tensors")
