@@ -11,6 +11,7 @@ from kdkit.data.batch import SIGNED, Batch
 from kdkit.data.label_check import LabelCheck
 from kdkit.data.label_forms import SplitLabels
 from kdkit.data.labels import is_ignored, mark_unknown
+from kdkit.data.samples import SampleKeys
 from kdkit.data.torch_splits import (
     DatasetOrLoader,
     DatasetSplit,
@@ -19,6 +20,7 @@ from kdkit.data.torch_splits import (
     first_batch,
     is_fixed,
     is_plain,
+    tensors_of,
 )
 from kdkit.errors import DataError
 from kdkit.utils.randomness import preserve_rng_state
@@ -77,17 +79,19 @@ def visible_labels(split: TorchSplit) -> Tensor | None:
         split.has_own_collate if isinstance(split, DatasetSplit) else split.loader.collate_fn is not default_collate
     )
     # The user's collate_fn may change the labels of the dataset.
-    return None if is_collated else _labels_of(dataset_of(split))
+    return None if is_collated else _labels_of(dataset_of(split), split.keys)
 
 
-def _labels_of(dataset: Any) -> Tensor | None:
+def _labels_of(dataset: Any, keys: SampleKeys) -> Tensor | None:
     if is_plain(dataset, Subset):
-        labels = _labels_of(dataset.dataset)
+        labels = _labels_of(dataset.dataset, keys)
         return None if labels is None else labels[torch.as_tensor(list(dataset.indices), dtype=torch.int64)]
     if isinstance(dataset, IterableDataset):
         return None  # its samples may come in any order
     if is_plain(dataset, TensorDataset):
         targets = dataset.tensors[1] if len(dataset.tensors) in (2, 3) else None  # the third tensor has weights
+    elif (tensors := tensors_of(dataset)) is not None:
+        _, targets, _ = keys.split(tensors)
     else:
         targets = getattr(dataset, "targets", None)  # the convention of torchvision's datasets
     if targets is None or getattr(dataset, "target_transform", None) is not None:

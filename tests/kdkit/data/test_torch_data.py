@@ -727,8 +727,8 @@ def test_stacked_tensors_are_samples_that_never_change():
     words, mask = torch.arange(24).view(8, 3), torch.ones(8, 3)
     labels = torch.arange(8) % 2
     stacked = StackDataset(input_ids=words, mask=mask, labels=labels)
-    data = TorchData(stacked, Subset(stacked, [0, 1]), classes=["a", "b"])
-    assert data.draws == 1
+    data = TorchData(stacked, Subset(stacked, [0, 1]))
+    assert (data.draws, data.classes) == (1, ("0", "1"))
     batch, rows = data.train.batch(torch.tensor([5, 2]), 0), [stacked[row] for row in (5, 2)]
     assert batch.inputs.keys() == {"input_ids", "mask"}
     assert torch.equal(batch.inputs["input_ids"], torch.stack([row["input_ids"] for row in rows]))
