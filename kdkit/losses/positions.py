@@ -133,9 +133,10 @@ class Masked(nn.Module):
     The unit and the reduction are those of `loss`, which takes each selected position as a sample: a token counts once.
     0 if no position is selected. loss: a loss without extra keyword arguments; it may have a projector.
     mask: the key of the mask in inputs that are a mapping, or a function of the inputs that returns it. It is (batch,
-    *positions), and above 0 or True at the positions that count. For outputs (batch, classes), a mask (batch,) selects
-    samples, such as those that one of several teachers knows. For attention maps (batch, heads, tokens, tokens), a mask
-    (batch, tokens) selects the pairs whose query and key both count, with the heads as channels.
+    *positions), and above 0 or True at the positions that count. For outputs (batch, classes) or (batch,), a mask
+    (batch,) selects samples, such as those that one of several teachers knows. For attention maps (batch, heads,
+    tokens, tokens), a mask (batch, tokens) selects the pairs whose query and key both count, with the heads as
+    channels.
     target_mask: the mask of the target, if its positions are others, such as those of another tokenizer. The first
     token of a text that counts is then compared with the first one of the target, and so on, up to the shorter of both.
 
@@ -173,7 +174,7 @@ class Masked(nn.Module):
         self.of_pairs = len(student[0]) == 4
         if isinstance(self.loss, BuildableLoss):
             rows = [
-                tuple(torch.Size((shape.numel() // shape[1], shape[1])) for shape in shapes)
+                tuple(as_rows(torch.empty(shape, device="meta")).shape for shape in shapes)
                 for shapes in (student, target)
             ]
             self.loss.build(rows[0], rows[1], context, teacher)
@@ -226,8 +227,11 @@ def require_mask_source(mask: object) -> None:
 
 
 def as_rows(outputs: Tensor) -> Tensor:
-    """Return outputs with a row per position, (batch, classes, *positions) -> (batch * positions, classes)."""
-    return outputs.movedim(1, -1).flatten(0, -2)
+    """Return outputs with a row per position, (batch, classes, *positions) -> (batch * positions, classes).
+
+    A number for each sample, (batch,), is (batch, 1), so that sides of both shapes are not broadcast.
+    """
+    return outputs[:, None] if outputs.ndim == 1 else outputs.movedim(1, -1).flatten(0, -2)
 
 
 def _rows_of(side: TensorOrTuple, selected: Tensor) -> TensorOrTuple:
