@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +35,8 @@ ROLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 _FLAGS = MappingProxyType(
-    {"0": False, "0.0": False, "false": False, "no": False, "1": True, "1.0": True, "true": True, "yes": True}
+    {text: False for text in ("0", "0.0", "false", "no", "n")}
+    | {text: True for text in ("1", "1.0", "true", "yes", "y")}
 )
 _SEPARATOR = re.compile(r"[;|]")  # between labels; a comma may be part of a name, so it separates only without these
 _FRACTION = re.compile(r"-?[0-9]*\.[0-9]+")  # 3 and 426783006 may be classes, 3.5 is not
@@ -212,10 +213,9 @@ class _RowParser:
                 texts = Counter(cells[name].lower() for _, cells in lines)
                 counts = {text: count for text, count in texts.items() if not self._is_unknown(text)}
                 wrong = sorted(counts.keys() - _FLAGS.keys())
-                # A column that is empty throughout, such as one for remarks, is not a class.
                 if counts and not wrong:
                     self.flags.append(name)
-                elif 2 * sum(counts[text] for text in wrong) < sum(counts.values()):  # not a column of numbers
+                elif self._resembles_class(counts, wrong):
                     self.mixed[name] = wrong
         if not self.flags and roles["label"] not in names:
             raise DataError(
@@ -227,6 +227,18 @@ class _RowParser:
                 f"unknown={unknown!r} is for a table with a column of numbers, such as 0 and 1, for each class; the "
                 f"column {roles['label']!r} of {path} has names of classes"
             )
+
+    def _resembles_class(self, counts: Mapping[str, int], wrong: Collection[str]) -> bool:
+        """Whether a column that is no class may be meant as one. counts: of its texts. wrong: those other than 0 and 1.
+
+        It has two values, such as "pos" and "neg", numbers from 0 to 1, or mostly 0 and 1.
+        """
+        if not counts:  # such as a column for remarks
+            return False
+        with suppress(ValueError):
+            if all(0 <= float(text) <= 1 for text in counts):
+                return True
+        return len(counts) <= 2 or 2 * sum(counts[text] for text in wrong) < sum(counts.values())
 
     def person_labels(self) -> tuple[str, ...]:
         """Return "age" and "sex" if their columns are labels."""

@@ -236,6 +236,21 @@ def test_a_column_that_is_no_class_because_of_some_values_is_noticed(tree, tmp_p
     )
 
 
+@pytest.mark.parametrize(
+    ("texts", "shown"), [(("pos", "neg"), "neg, pos"), (("0.9", "0.2"), "0.2, 0.9"), (("x", ""), "x")]
+)
+def test_a_column_of_two_other_values_or_of_probabilities_is_noticed(tree, tmp_path, texts, shown):
+    rows = [(f"r{number}", "yN"[number % 2], texts[number % 2], number) for number in range(24)]
+    write_table(tmp_path, *rows, columns="record,AF,VT,number")
+    data = Records(tree, tmp_path / "labels.csv", **RAW)
+    assert data.classes == ("AF",)
+    (notice,) = data.notices
+    assert (
+        f"the column 'VT' of the table of labels is not a class, because it has values other than 0 and 1: {shown};"
+        in notice
+    )
+
+
 @pytest.mark.parametrize(("text", "unknown"), [("", math.nan), ("-1", -1), ("-1.0", -1), ("NA", -1)])
 def test_unknown_labels_by_class_are_nan_in_samples_and_leave_the_record_in(tree, tmp_path, text, unknown):
     rows = [(f"r{number}", number % 2, text if number % 4 == 1 else number % 3 // 2) for number in range(23)]
