@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar, Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from kdkit.errors import DataError
@@ -67,8 +68,9 @@ class NearestNeighbours(CountedMetric):
             cosines = queries[block] @ keys.T
             if ids[0] is not None and ids[1] is not None:
                 cosines[ids[0][block, None] == ids[1]] = -np.inf
-            nearest = np.argpartition(-cosines, k - 1, axis=1)[:, :k]
-            weights = np.exp((np.take_along_axis(cosines, nearest, axis=1).astype(np.float64) - 1) / self.temperature)
+            # argpartition of numpy takes 16 times as long
+            largest, nearest = (part.numpy() for part in torch.from_numpy(cosines).topk(k, 1))
+            weights = np.exp((largest.astype(np.float64) - 1) / self.temperature)
             votes = np.zeros((len(cosines), len(names)))
             np.add.at(votes, (np.arange(len(cosines))[:, None], columns[nearest]), weights)
             yield (names[votes.argmax(1)] == labels[block]) & votes.any(1)
