@@ -21,7 +21,7 @@ from kdkit.metrics.paired import Difference, SplitPredictions, paired_bootstrap,
 from kdkit.metrics.ranking import MacroAUPRC, MacroAUROC
 from kdkit.metrics.regression import MAE, MSE, R2, Pearson
 from kdkit.metrics.resampling import Resampled
-from kdkit.metrics.thresholds import BestF1, FixedThresholds, Thresholds, YoudenJ
+from kdkit.metrics.thresholds import BestF1, FixedThresholds, MinimumSensitivity, Thresholds, YoudenJ
 
 __all__ = [
     "F1",
@@ -45,6 +45,7 @@ __all__ = [
     "Metric",
     "MetricResult",
     "MicroF1",
+    "MinimumSensitivity",
     "NearestNeighbours",
     "Pearson",
     "Perplexity",
