@@ -106,9 +106,9 @@ class Predictor:
     ) -> Prediction:
         """Return the prediction of a signal, (leads, time) or (time, leads), in the order of the names in `leads`.
 
-        rate in Hz. unit: "mV", "uV", "nV", "V", or "NU" for standard deviations; may be None, for mV, if the network
-        scales each lead itself. NaN is interpolated. age in years; age and sex are None if unknown. Raises DataError
-        for an array that cannot be predicted, RecipeError for wrong options.
+        A signal of one lead may be (time,). rate in Hz. unit: "mV", "uV", "nV", "V", or "NU" for standard deviations;
+        may be None, for mV, if the network scales each lead itself. NaN is interpolated. age in years; age and sex are
+        None if unknown. Raises DataError for an array that cannot be predicted, RecipeError for wrong options.
         """
         if isinstance(leads, str) or not len(leads):
             raise RecipeError(f"leads must be the names of the leads of the signal, such as ('I', 'II'), got {leads!r}")
@@ -120,6 +120,8 @@ class Predictor:
         array = np.asarray(signal)
         require_numbers(array.dtype)
         values, unit = array.astype(np.float64), described.unit.lower()
+        if values.ndim == len(described.leads) == 1:
+            values = values[None]
         if values.ndim != 2:
             raise DataError(f"expected a signal of two axes, leads and time, got the shape {values.shape}")
         values = values if leads_axis(values.shape, described.leads) == 0 else values.T
