@@ -247,7 +247,7 @@ def test_each_record_of_a_folder_has_a_row_or_a_reason(mixed, model, capsys):
 
 def test_a_lead_of_another_name_is_refused_with_the_remedy(predictor, tmp_path):
     write_signal(tmp_path, "watch", simulated(3)[:1], rate=500, leads=("ECG1",))
-    with pytest.raises(DataError, match="got I, which do not give V1"):  # read as one lead: of one axis
+    with pytest.raises(DataError, match="got I, which do not give"):  # its axis is the time
         predictor.predict_array(simulated(3)[0], rate=500, leads=("I",))
     with pytest.raises(DataError, match="from its leads ECG1; if one has another name, rename it, or pass the signal"):
         predictor.predict(tmp_path / "watch")
