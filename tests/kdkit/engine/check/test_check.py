@@ -725,6 +725,17 @@ def test_a_network_of_a_list_gets_it_in_a_tuple_as_the_error_without_one_says():
     assert "fails for its inputs (a list of 4 tensors): RuntimeError" in problem
 
 
+def test_labels_that_a_net_gets_because_the_dataset_is_wrapped_in_unlabelled_are_named():
+    data = TorchData(Unlabelled(samples()), samples())
+    match = Match(tiny_net("teacher", trained=True), SoftTargets())
+    problems = check(one_stage(tiny_net("student"), 1.0 * match, data)).problems
+    assert len(problems) == 2  # of the teacher and of the student
+    for problem in problems:
+        assert problem.endswith(
+            "if the second input is the label, leave out kdkit.Unlabelled(...): labels need not be used"
+        )
+
+
 class Graph:
     """An object of tensors with a method `to`, as a batch of torch_geometric."""
 
