@@ -25,7 +25,8 @@ def table_of(rows: tuple[ClassRow, ...], title: str, width: int) -> Table:
     splits = ("train", "valid", "test", "thr.") if is_narrow else ("train", "validation", "test", "threshold")
     figures = [name for name in FIGURES if any(name in row.figures for row in rows)]
     for heading in (*splits, *figures):
-        table.add_column("prec." if heading == "precision" and is_narrow else heading, justify="right", no_wrap=True)
+        short = {"precision": "prec.", "specificity": "spec."}.get(heading, heading)
+        table.add_column(short if is_narrow else heading, justify="right", no_wrap=True)
     for row in rows:
         counts = ["-" if count is None else f"{count:,}" for count in row.positives.values()]
         metrics = [_figure(row, name, width) if name in row.figures else "-" for name in figures]

@@ -19,11 +19,19 @@ from kdkit.utils.printable import echo
     metavar="N",
     help="Number of bootstrap resamples for each interval; fewer are faster but less exact.",
 )
-def classes(folder: Path, net: str | None, resamples: int) -> None:
+@click.option(
+    "--sensitivity",
+    type=click.FloatRange(0, 1, min_open=True),
+    metavar="SHARE",
+    show_default="the best F1",
+    help="Choose the thresholds at which this share of the positives of the validation split is found, and show the "
+    "specificity instead of F1.",
+)
+def classes(folder: Path, net: str | None, resamples: int, sensitivity: float | None) -> None:
     """Print the metrics of each class of the finished run in RUN.
 
         kdkit classes runs/first
-        kdkit classes runs/first --net student
+        kdkit classes runs/first --net student --sensitivity 0.95
 
     The table has the positives in each split, the threshold with the best F1 on the validation split, and precision,
     recall, F1, AUROC and AUPRC with 95 % intervals; for pixels and tokens, the intersection over union instead of the
@@ -31,17 +39,21 @@ def classes(folder: Path, net: str | None, resamples: int) -> None:
     """
     from kdkit.cli.per_class import table_of
     from kdkit.engine.storage.finished_run import read_class_table, read_metrics
+    from kdkit.metrics import MinimumSensitivity
     from kdkit.utils.console import make_console, print_note
     from kdkit.utils.reprs import describe_names
 
     console, metrics = make_console(), read_metrics(folder, partial=True)
+    thresholds_by = None if sensitivity is None else MinimumSensitivity(sensitivity)
     for name in metrics.results if net is None else (net,):
-        reported, rows = read_class_table(folder, name, resamples=resamples)
+        reported, rows = read_class_table(folder, name, resamples=resamples, thresholds_by=thresholds_by)
         split = "validation" if reported.test is None else "test"
         console.print(table_of(rows, f"{name}, on {split}", console.width))
         if reported.test is None and any(row.threshold is not None for row in rows):
             # Metrics on the split that selected the thresholds are better than those on new samples.
             print_note(console, "there is no test split, so thresholds were chosen on the same samples")
+        if sensitivity is not None and all(row.threshold is None for row in rows):
+            print_note(console, "the class with the largest output is predicted, so there are no thresholds to choose")
         missing = describe_names(row.name for row in rows if not row.figures)
         if missing:
             print_note(console, f"no positives in {split}: {missing}")

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -107,9 +108,14 @@ def missing_labels(inputs: Any) -> Tensor:
     """
     first = next(nested_tensors(inputs), None)
     if first is None or not first.ndim:
+        parts = inputs.values() if isinstance(inputs, Mapping) else inputs if isinstance(inputs, list | tuple) else ()
+        if any(isinstance(part, np.ndarray) for part in (inputs, *parts)):
+            advice = "make tensors of its arrays, torch.from_numpy(array)"
+        else:
+            advice = "give it labels that mean none, such as -1 for each sample, and pass ignore_index=-1"
         raise DataError(
-            f"inputs without labels must have a tensor with one item per sample; got a {type(inputs).__name__}; "
-            "give it labels that mean none, such as -1 for each sample, and pass ignore_index=-1"
+            "inputs without labels must have a tensor with one item per sample; got a "
+            f"{type(inputs).__name__}; {advice}"
         )
     return torch.full((len(first),), MISSING_LABEL, device=first.device)
 

@@ -15,6 +15,7 @@ from kdkit.export.gates import Reference
 from kdkit.export.source import ExportSource
 from kdkit.metrics.base import Metric
 from kdkit.metrics.thresholds import BestF1
+from kdkit.nets.views import Inputs
 from kdkit.nets.weights import find_weights
 from kdkit.utils.modules import plain_state
 
@@ -47,6 +48,7 @@ def metadata_of(source: ExportSource, reference: Reference, weights: Path) -> di
         "versions": versions(),
         "notices": [
             *(str(notice) for notice in data.notices),
+            *undescribed_inputs(source),
             # for example, that a stage is not finished
             *(f"weights: {fact}" for fact in find_weights(weights, source.net.name, None).facts),
         ],
@@ -62,10 +64,26 @@ def inputs_of(source: ExportSource, shapes: Iterable[Sequence[int | str]]) -> li
 
 
 def preparation_of(source: ExportSource) -> dict[str, Any]:
-    """Return how raw samples become inputs of the network, as described by the data and then by the view of the net."""
+    """Return how raw samples become inputs of the network, as described by the data and then by the view of the net.
+
+    {} if the view may change the inputs, but does not describe how.
+    """
     described: Mapping[str, Any] = source.data.preparation
     by_view = getattr(source.net.view, "describe", None)  # optional, see `View`
-    return dict(described if by_view is None else by_view(described))
+    if by_view is not None:
+        described = by_view(described)
+    return {} if undescribed_inputs(source) else dict(described)
+
+
+def undescribed_inputs(source: ExportSource) -> list[str]:
+    """Return a notice if the data describes its inputs, but the view of the net may change these, and does not say."""
+    view = source.net.view
+    if not source.data.preparation or isinstance(view, Inputs) or getattr(view, "describe", None) is not None:
+        return []
+    return [
+        f"the view {view!r} does not describe how it changes the inputs, so the preparation of inputs is not in the "
+        "file; give the view a method describe(preparation), which returns that of the inputs of the network"
+    ]
 
 
 def _thresholds(source: ExportSource, reference: Reference) -> dict[str, Any] | None:

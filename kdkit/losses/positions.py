@@ -134,8 +134,9 @@ class Masked(nn.Module):
     0 if no position is selected. loss: a loss without extra keyword arguments; it may have a projector.
     mask: the key of the mask in inputs that are a mapping, or a function of the inputs that returns it. It is (batch,
     *positions), and above 0 or True at the positions that count. For outputs (batch, classes), a mask (batch,) selects
-    samples, such as those that one of several teachers knows. For attention maps (batch, heads, tokens, tokens), a mask
-    (batch, tokens) selects the pairs whose query and key both count, with the heads as channels.
+    samples, such as those that one of several teachers knows. Outputs of the shape of the mask are a number at each
+    position. For attention maps (batch, heads, tokens, tokens), a mask (batch, tokens) selects the pairs whose query
+    and key both count, with the heads as channels.
     target_mask: the mask of the target, if its positions are others, such as those of another tokenizer. The first
     token of a text that counts is then compared with the first one of the target, and so on, up to the shorter of both.
 
@@ -173,7 +174,7 @@ class Masked(nn.Module):
         self.of_pairs = len(student[0]) == 4
         if isinstance(self.loss, BuildableLoss):
             rows = [
-                tuple(torch.Size((shape.numel() // shape[1], shape[1])) for shape in shapes)
+                tuple(as_rows(torch.empty(shape, device="meta")).shape for shape in shapes)
                 for shapes in (student, target)
             ]
             self.loss.build(rows[0], rows[1], context, teacher)
@@ -188,7 +189,7 @@ class Masked(nn.Module):
         if not len(selected) and not accepts_no_rows(self.loss):
             return _zero_of(as_tuple(student)[0])
 
-        value: Tensor = self.loss(_rows_of(student, selected), _rows_of(target, target_selected))
+        value: Tensor = self.loss(_rows_of(student, masks[0], selected), _rows_of(target, masks[1], target_selected))
         return value
 
     def extra_repr(self) -> str:
@@ -226,15 +227,19 @@ def require_mask_source(mask: object) -> None:
 
 
 def as_rows(outputs: Tensor) -> Tensor:
-    """Return outputs with a row per position, (batch, classes, *positions) -> (batch * positions, classes)."""
-    return outputs.movedim(1, -1).flatten(0, -2)
+    """Return outputs with a row per position, (batch, classes, *positions) -> (batch * positions, classes).
+
+    A number for each sample, (batch,), is (batch, 1), so that sides of both shapes are not broadcast.
+    """
+    return outputs[:, None] if outputs.ndim == 1 else outputs.movedim(1, -1).flatten(0, -2)
 
 
-def _rows_of(side: TensorOrTuple, selected: Tensor) -> TensorOrTuple:
-    """Return the selected positions of a side, each as a row, (selected, channels)."""
+def _rows_of(side: TensorOrTuple, mask: Tensor, selected: Tensor) -> TensorOrTuple:
+    """Return the selected positions of a side, each as a row, (selected, channels); of numbers, (selected, 1)."""
     if isinstance(side, tuple):
-        return tuple(as_rows(tensor).index_select(0, selected) for tensor in side)
-    return as_rows(side).index_select(0, selected)
+        return tuple(_rows_of(tensor, mask, selected) for tensor in side)  # type: ignore[misc]  # none is a tuple
+    rows = side.reshape(-1, 1) if side.shape == mask.shape else as_rows(side)
+    return rows.index_select(0, selected)
 
 
 def _first_of_both(mask: Tensor, target_mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -250,7 +255,7 @@ def _first_of_both(mask: Tensor, target_mask: Tensor) -> tuple[Tensor, Tensor]:
 
 def _require_positions_of(mask: Tensor, sides: tuple[Tensor, ...]) -> None:
     for side in sides:
-        if side.shape[:1] + side.shape[2:] != mask.shape:
+        if mask.shape not in (side.shape[:1] + side.shape[2:], side.shape):
             advice = (
                 "pass the mask of these positions, as a key or a function of the inputs, or resize features that have "
                 "other positions than those of the student, such as by Tap(..., element=...); target_mask=... is for "

@@ -16,11 +16,12 @@ from kdkit.metrics.comparison import Comparison, compare_over_seeds
 from kdkit.metrics.defaults import default_metrics
 from kdkit.metrics.detection import MeanAveragePrecision
 from kdkit.metrics.likelihood import CrossEntropy, Perplexity
+from kdkit.metrics.neighbours import NearestNeighbours
 from kdkit.metrics.paired import Difference, SplitPredictions, paired_bootstrap, paired_t_interval
 from kdkit.metrics.ranking import MacroAUPRC, MacroAUROC
 from kdkit.metrics.regression import MAE, MSE, R2, Pearson
 from kdkit.metrics.resampling import Resampled
-from kdkit.metrics.thresholds import BestF1, FixedThresholds, Thresholds, YoudenJ
+from kdkit.metrics.thresholds import BestF1, FixedThresholds, MinimumSensitivity, Thresholds, YoudenJ
 
 __all__ = [
     "F1",
@@ -44,6 +45,8 @@ __all__ = [
     "Metric",
     "MetricResult",
     "MicroF1",
+    "MinimumSensitivity",
+    "NearestNeighbours",
     "Pearson",
     "Perplexity",
     "PositionReducing",

@@ -11,9 +11,9 @@ from kdkit.metrics.classification import confusion_counts
 from kdkit.metrics.paired import SplitPredictions
 from kdkit.metrics.ranking import MacroAUPRC, MacroAUROC
 from kdkit.metrics.resampling import CountedMetric, Counts, Resampled, unit_counts
-from kdkit.metrics.thresholds import BestF1, Thresholds
+from kdkit.metrics.thresholds import BestF1, MinimumSensitivity, Thresholds
 
-FIGURES = ("precision", "recall", "f1", "iou", "auroc", "auprc")
+FIGURES = ("precision", "recall", "specificity", "f1", "iou", "auroc", "auprc")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,13 +54,15 @@ def class_table(
 
     A class without positives also has a row, but no figures. With labels per position, there is the intersection over
     union instead of AUROC and AUPRC.
-    thresholds_by: chooses thresholds on the validation split; by default, to maximize the F1 of each class. Intervals
-    have a level of 95 %.
+    thresholds_by: chooses thresholds on the validation split; by default, to maximize the F1 of each class. With
+    MinimumSensitivity, there is the specificity instead of F1. Intervals have a level of 95 %.
     """
     validation, test = report.splits
     has_thresholds = validation.labels.ndim > 1 and not validation.per_position
     thresholds = (thresholds_by or BestF1()).choose(validation) if has_thresholds else None
-    names = ("precision", "recall", "f1", "iou") if test.per_position else ("precision", "recall", "f1")
+    # F1 says nothing about thresholds that were chosen for a sensitivity, and a table has no space for all.
+    decided = ("specificity",) if isinstance(thresholds_by, MinimumSensitivity) else ("f1",)
+    names = ("precision", "recall", *(("f1", "iou") if test.per_position else decided))
     metrics: dict[str, Metric] = {name: _ThresholdMetric(name, thresholds) for name in names}
     if not test.per_position:  # these rank logits, but per position only decisions are stored
         metrics |= {"auroc": MacroAUROC(), "auprc": MacroAUPRC()}
@@ -86,19 +88,24 @@ def class_table(
 
 @dataclass(frozen=True, slots=True)
 class _ThresholdMetric(CountedMetric):
-    """Precision, recall, F1 or intersection over union of each class, at fixed thresholds."""
+    """Precision, recall, specificity, F1 or intersection over union of each class, at fixed thresholds."""
 
     name: str
     thresholds: tuple[float, ...] | None
 
     def resampled(self, test: Predictions, counts: Counts) -> Resampled:
         hits, predicted, positives = confusion_counts(test, self.thresholds, counts)
-        part, whole = {
-            "precision": (hits, predicted),
-            "recall": (hits, positives),
-            "f1": (2 * hits, predicted + positives),
-            "iou": (hits, predicted + positives - hits),
-        }[self.name]
+        if self.name == "specificity":
+            is_known = np.ones(test.outputs.shape, dtype=bool) if test.labels.ndim == 1 else ~np.isnan(test.labels)
+            negatives = is_known.T.astype(np.float64) @ counts - positives
+            part, whole = negatives - (predicted - hits), negatives
+        else:
+            part, whole = {
+                "precision": (hits, predicted),
+                "recall": (hits, positives),
+                "f1": (2 * hits, predicted + positives),
+                "iou": (hits, predicted + positives - hits),
+            }[self.name]
         by_class = np.where(positives > 0, ratio(part, whole), np.nan)  # undefined without positives, like F1
         return Resampled(mean_over_classes(by_class), by_class)
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from kdkit.errors import DataError, RecipeError, describe
 from kdkit.metrics.base import Floats, Predictions, known_rows, negated, require_class_outputs, true_classes
 from kdkit.utils.reprs import describe_names
+from kdkit.utils.validation import is_number
 
 # (hits (samples,), predicted (samples,), positives, samples) -> the criterion at each cut, (samples,)
 Criterion = Callable[[Floats, Floats, float, int], Floats]
@@ -50,6 +51,33 @@ class YoudenJ:
     def choose(self, validation: Predictions) -> tuple[float, ...]:
         """Return the thresholds. A class without positives has infinity, one without negatives its smallest output."""
         return _choose_by_class(best_j_threshold, validation)
+
+
+@dataclass(frozen=True, slots=True)
+class MinimumSensitivity:
+    """For each class, the largest threshold at which at least this share of the positives is found, in (0, 1].
+
+    The sensitivity, which is also called recall, is that on the validation split; on others, it may be lower.
+    """
+
+    sensitivity: float = 0.95
+
+    def __post_init__(self) -> None:
+        if not is_number(self.sensitivity) or not 0 < self.sensitivity <= 1:
+            raise RecipeError(f"sensitivity must be a number above 0 and at most 1, got {self.sensitivity!r}")
+
+    @property
+    def name(self) -> str:
+        """The suffix of the name of a metric that uses the rule, such as sensitivity_95."""
+        return f"sensitivity_{100 * self.sensitivity:g}"
+
+    def choose(self, validation: Predictions) -> tuple[float, ...]:
+        """Return the thresholds. A class without positives has infinity, so it is never predicted."""
+
+        def fewest_predicted(hits: Floats, predicted: Floats, positives: float, _: int) -> Floats:
+            return np.where(hits >= self.sensitivity * positives - 1e-9, -predicted, -np.inf)
+
+        return _choose_by_class(lambda labels, outputs: _best_threshold(labels, outputs, fewest_predicted), validation)
 
 
 @dataclass(frozen=True, slots=True)

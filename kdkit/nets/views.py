@@ -257,6 +257,11 @@ class _FunctionView:
         """The name of the function. The key of a teacher cache also has its code."""
         return getattr(self.function, "__name__", None) or type(self.function).__name__
 
+    @property
+    def describe(self) -> Callable[[Mapping[str, Any]], Mapping[str, Any]] | None:
+        """The method of an object that has no `key`, see `View`; None if there is none."""
+        return getattr(self.function, "describe", None)
+
     def __call__(self, batch: Batch) -> Call:
         """Return what the function returns."""
         return self.function(batch)

@@ -83,6 +83,7 @@ def register_metrics(register: Register) -> None:
     register("mean_iou", metrics.MeanIoU)
     register("micro_f1", metrics.MicroF1)
     register("mse", metrics.MSE)
+    register("nearest_neighbours", metrics.NearestNeighbours)
     register("pearson", metrics.Pearson)
     register("perplexity", metrics.Perplexity)
     register("r2", metrics.R2)

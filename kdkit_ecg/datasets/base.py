@@ -18,7 +18,7 @@ from kdkit_ecg.augmentations import check_augmentations
 from kdkit_ecg.datasets.samples import LabelledRecords, label_records
 from kdkit_ecg.datasets.scan import LabelEncoder, Selection, assumptions
 from kdkit_ecg.datasets.signal_split import Augmentations, SignalSplit, Window
-from kdkit_ecg.datasets.signals import read_signals
+from kdkit_ecg.datasets.signals import implausible_amplitudes, read_signals
 from kdkit_ecg.datasets.splits import Splits, ValidationSplit
 from kdkit_ecg.leads import LEADS
 from kdkit_ecg.records.description import describe_preparation
@@ -28,6 +28,7 @@ from kdkit_ecg.records.source import RecordSource
 from kdkit_ecg.store import SignalStore, StoreLocation
 
 Folder = str | Path
+_SHORTEST_WINDOW = 0.3  # s
 
 
 class _Loaded(NamedTuple):
@@ -107,6 +108,11 @@ class RecordingDataset(Data, ABC):
         if self.validation_split == "test":
             notices.append(
                 "thresholds and the best epoch are chosen on the test split, so its metrics are too optimistic"
+            )
+        if self.length < _SHORTEST_WINDOW * self.rate:
+            notices.append(
+                f"a sample has length={self.length} samples, {self.length / self.rate:.2g} s at {self.rate:g} Hz, "
+                "which is shorter than a heartbeat"
             )
         if "_selected" in vars(self):  # notices must not read any file
             notices += self._record_notices()
@@ -248,6 +254,8 @@ class RecordingDataset(Data, ABC):
         records = label_records(headers, signals, contents, self._label_encoder, persons)
         if self.task != "regression":
             summary = "\n".join([summary, *splits.missing_classes(records.labels, self.classes)])
+        if self.scaling == "raw":
+            summary = "\n".join([summary, *implausible_amplitudes(headers, signals, round(60 * self.rate))])
         return _Loaded(records, splits, summary)
 
     @property

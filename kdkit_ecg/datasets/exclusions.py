@@ -22,6 +22,7 @@ class ExclusionReason(StrEnum):
     CODES = "no scored code"
     NO_ROW = "no row in the table of labels"
     NO_LABEL = "no label in the table of labels"
+    SOME_LABELS = "an empty cell among its labels (unknown=float('nan') keeps the others)"
     NAME = "the name of another record"
     NO_FOLD = "no fold in the folds file"
     RATE = "a rate that the band-pass or the resampling cannot handle"

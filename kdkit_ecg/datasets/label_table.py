@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +35,8 @@ ROLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 _FLAGS = MappingProxyType(
-    {"0": False, "0.0": False, "false": False, "no": False, "1": True, "1.0": True, "true": True, "yes": True}
+    {text: False for text in ("0", "0.0", "false", "no", "n")}
+    | {text: True for text in ("1", "1.0", "true", "yes", "y")}
 )
 _SEPARATOR = re.compile(r"[;|]")  # between labels; a comma may be part of a name, so it separates only without these
 _FRACTION = re.compile(r"-?[0-9]*\.[0-9]+")  # 3 and 426783006 may be classes, 3.5 is not
@@ -44,7 +45,7 @@ _FRACTION = re.compile(r"-?[0-9]*\.[0-9]+")  # 3 and 426783006 may be classes, 3
 class LabelRow(NamedTuple):
     """The row of a record. labels: classes, or numbers as texts; None if unknown. patient, database: "" if unknown.
 
-    age in years.
+    age in years. lacks_some: whether it has no labels because only some of them are known.
     """
 
     labels: tuple[str, ...] | None
@@ -52,6 +53,7 @@ class LabelRow(NamedTuple):
     database: str = ""
     age: float | None = None
     sex: Sex | None = None
+    lacks_some: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,12 +70,12 @@ class NamedClasses:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NamedNumbers:
-    """Numbers by name, for regression. names: of their columns."""
+    """Numbers by name: those of a regression, or 0 and 1 of classes if some are unknown. names: of their columns."""
 
     names: tuple[str, ...]
 
     def row(self, codes: Iterable[str]) -> NDArray[np.float32]:
-        """Return (names,) float32 from their texts, in the order of the names."""
+        """Return (names,) float32 from their texts, in the order of the names; "nan" is unknown."""
         return np.array([float(code) for code in codes], dtype=np.float32)
 
 
@@ -94,12 +96,18 @@ class LabelTable:
 
 
 def read_label_table(
-    path: Path, columns: Mapping[str, str], classes: Sequence[str], *, numbers: bool = False
+    path: Path,
+    columns: Mapping[str, str],
+    classes: Sequence[str],
+    *,
+    numbers: bool = False,
+    unknown: float | None = None,
 ) -> LabelTable:
     """Return the labels of records. A table has a column for each class, or one with the names of classes.
 
     columns: role in ROLES -> name of the column. classes: names; () means all in the table, sorted or in the order of
-    their columns. numbers: whether the labels are numbers; `classes` are then the names of their columns.
+    their columns. numbers: whether the labels are numbers; `classes` are then the names of their columns. unknown: the
+    number that is an unknown label, as empty cells are; if None, a record with an empty cell has no labels.
     A record may have several rows if they differ only in the names of classes.
     Raises DataError, which names the file and the line, for a table that cannot be read or contradicts itself, and
     RecipeError for columns and classes that do not exist.
@@ -133,7 +141,7 @@ def read_label_table(
             f"regression needs the names of the columns with the numbers, such as classes=('age',); got "
             f"{tuple(classes)}, and {path} has {', '.join(names)}"
         )
-    parser = _RowParser(path, roles, tuple(classes), names, lines, numbers=numbers)
+    parser = _RowParser(path, roles, tuple(classes), names, lines, numbers=numbers, unknown=unknown)
     rows: dict[str, LabelRow] = {}
     for line, cells in lines:
         record = table_name(cells[roles["record"]])
@@ -143,6 +151,11 @@ def read_label_table(
     for name in classes:
         if name not in available:
             raise RecipeError(f"{path} has no class {name!r}; {did_you_mean(name, available)}")
+    if unknown is not None:
+        known = [row.labels for row in rows.values() if row.labels is not None]
+        empty = [name for column, name in enumerate(parser.flags) if all(labels[column] == "nan" for labels in known)]
+        if empty:
+            raise DataError(f"{path} has no known label in the column {empty[0]!r}; leave it out of the classes")
     if not available:
         raise DataError(f"{path} has no label in its column {roles['label']!r}")
     if not (classes or parser.flags) and all(map(_FRACTION.fullmatch, available)):
@@ -150,12 +163,12 @@ def read_label_table(
             f"expected names of classes in the column {roles['label']!r} of {path}; got numbers, such as "
             f"{available[0]}; for regression, pass task='regression', classes=({roles['label']!r},)"
         )
-    person_labels = parser.person_labels()
+    names_of, person_labels = tuple(classes or available), parser.person_labels()
     hidden = {roles[role] for role in person_labels}
     return LabelTable(
         path=path,
         rows=rows,
-        classes=NamedNumbers(names=tuple(classes)) if numbers else NamedClasses(names=tuple(classes or available)),
+        classes=NamedClasses(names=names_of) if not numbers and unknown is None else NamedNumbers(names=names_of),
         unread={column: list(texts) for column, texts in parser.unread.items() if column not in hidden},
         mixed=parser.mixed,
         person_labels=person_labels,
@@ -165,9 +178,11 @@ def read_label_table(
 class _RowParser:
     """Parses the rows of one table. flags: the columns that are classes; none if one column has the names of classes.
 
-    mixed: see `LabelTable`. numbers: whether the columns have numbers instead of 0 and 1.
+    mixed: see `LabelTable`. numbers: whether the columns have numbers instead of 0 and 1. unknown: see
+    `read_label_table`.
 
-    Raises DataError if the table has no column of records, or no labels.
+    Raises DataError if the table has no column of records, or no labels, and RecipeError if some labels may be unknown,
+    but are names of classes.
     """
 
     def __init__(
@@ -179,8 +194,9 @@ class _RowParser:
         lines: Sequence[tuple[int, Mapping[str, str]]],
         *,
         numbers: bool,
+        unknown: float | None,
     ) -> None:
-        self.path, self.roles, self.classes, self.numbers = path, roles, classes, numbers
+        self.path, self.roles, self.classes, self.numbers, self.unknown = path, roles, classes, numbers, unknown
         self.unread: dict[str, dict[str, None]] = {}  # texts without repetition, in order
         if roles["record"] not in names:
             raise DataError(
@@ -195,18 +211,34 @@ class _RowParser:
             others = [name for name in names if name not in roles.values() and name != "is_male"]
             for name in others:
                 texts = Counter(cells[name].lower() for _, cells in lines)
-                counts = {text: count for text, count in texts.items() if not is_missing(text)}
+                counts = {text: count for text, count in texts.items() if not self._is_unknown(text)}
                 wrong = sorted(counts.keys() - _FLAGS.keys())
-                # A column that is empty throughout, such as one for remarks, is not a class.
                 if counts and not wrong:
                     self.flags.append(name)
-                elif 2 * sum(counts[text] for text in wrong) < sum(counts.values()):  # not a column of numbers
+                elif self._resembles_class(counts, wrong):
                     self.mixed[name] = wrong
         if not self.flags and roles["label"] not in names:
             raise DataError(
                 f"{path} has neither a column 'label' nor columns of 0 and 1 by class; it has {', '.join(names)}. Name "
                 "the column, such as columns={'label': 'diagnosis'}"
             )
+        if unknown is not None and not self.flags:
+            raise RecipeError(
+                f"unknown={unknown!r} is for a table with a column of numbers, such as 0 and 1, for each class; the "
+                f"column {roles['label']!r} of {path} has names of classes"
+            )
+
+    def _resembles_class(self, counts: Mapping[str, int], wrong: Collection[str]) -> bool:
+        """Whether a column that is no class may be meant as one. counts: of its texts. wrong: those other than 0 and 1.
+
+        It has two values, such as "pos" and "neg", numbers from 0 to 1, or mostly 0 and 1.
+        """
+        if not counts:  # such as a column for remarks
+            return False
+        with suppress(ValueError):
+            if all(0 <= float(text) <= 1 for text in counts):
+                return True
+        return len(counts) <= 2 or 2 * sum(counts[text] for text in wrong) < sum(counts.values())
 
     def person_labels(self) -> tuple[str, ...]:
         """Return "age" and "sex" if their columns are labels."""
@@ -227,6 +259,7 @@ class _RowParser:
             "" if is_missing(database) else database,
             self._parsed(cells, "age", parse_age),
             self._parsed(cells, "sex", parse_sex) or sex,
+            lacks_some=labels is None and not all(self._is_unknown(cells[name]) for name in self.flags),
         )
         if first is None or first == row:
             return row
@@ -236,19 +269,34 @@ class _RowParser:
         return first._replace(labels=tuple(dict.fromkeys([*(first.labels or ()), *(labels or ())])) or None)
 
     def _flagged(self, line: int, cells: Mapping[str, str]) -> tuple[str, ...] | None:
-        """Return the classes with a 1, or the numbers; None if a cell is empty or has a word for a missing value."""
+        """Return the classes with a 1, or the numbers if labels may be unknown; None if no or too few are known."""
         values = {name: cells[name].lower() for name in self.flags}
-        if any(is_missing(value) for value in values.values()):
+        is_unknown = {name: self._is_unknown(value) for name, value in values.items()}
+        if all(is_unknown.values()) or (self.unknown is None and any(is_unknown.values())):
             return None
-        if self.numbers:
-            return tuple(self._number(line, name, value) for name, value in values.items())
-        wrong = next((name for name, value in values.items() if value not in _FLAGS), None)
-        if wrong is not None:
+        parse = self._number if self.numbers else self._flag
+        texts = {name: "nan" if is_unknown[name] else parse(line, name, value) for name, value in values.items()}
+        if self.numbers or self.unknown is not None:
+            return tuple(texts.values())
+        return tuple(name for name, text in texts.items() if text == "1")
+
+    def _is_unknown(self, text: str) -> bool:
+        """Whether a label is not known, because its cell is empty, has a word for a missing value, or `unknown`."""
+        if is_missing(text):
+            return True
+        with suppress(ValueError):
+            return float(text) == self.unknown
+        return False
+
+    def _flag(self, line: int, column: str, text: str) -> str:
+        """Return "1" if a class is present, otherwise "0"."""
+        if text not in _FLAGS:
+            advice = "" if self.unknown is not None else ", and a number that means unknown with unknown=..."
             raise DataError(
-                f"{self.path}, line {line}: expected 0 or 1 in column {wrong!r}, got {shown(cells[wrong])}; columns of "
-                "numbers are read with task='regression'"
+                f"{self.path}, line {line}: expected 0 or 1 in column {column!r}, got {shown(text)}; columns of "
+                f"numbers are read with task='regression'{advice}"
             )
-        return tuple(name for name, value in values.items() if _FLAGS[value])
+        return str(int(_FLAGS[text]))
 
     def _number(self, line: int, column: str, text: str) -> str:
         """Return the shortest text of a number, which is the same for 40 and 40.0."""

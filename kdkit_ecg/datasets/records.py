@@ -1,5 +1,6 @@
 """The user's own records: any files, leads and rates, with labels in a table."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdkit import DataError, RecipeError
+from kdkit.utils.validation import is_number
 from kdkit_ecg.augmentations.noise import require_electrodes
 from kdkit_ecg.datasets.cross_validation import FoldedDataset
 from kdkit_ecg.datasets.exclusions import ExcludedRecords, ExclusionReason
@@ -37,6 +39,8 @@ class Records(FoldedDataset):
     case.
     classes: names of the classes; () for all in the table. task: "multilabel"; "multiclass" if each record has exactly
     one class; "regression" if `classes` are columns of numbers, such as ("age",), which are the labels as they are.
+    unknown: the number in the columns of labels that means unknown, such as -1, as empty cells then do too; NaN if only
+    these do. Such labels are NaN, and a record is excluded if all are unknown. If None, one is excluded if any is.
     leads: names in the order of the channels; () for those of most records, for which the headers are read at once.
     Limb leads that a record lacks are derived from two others.
     columns: names of columns that differ from those above, such as {"record": "exam_id", "label": "diagnosis"}.
@@ -49,7 +53,13 @@ class Records(FoldedDataset):
     """
 
     # Names and labels of all records are part of the fingerprint, wherever the table is.
-    _without_effect: ClassVar[tuple[str, ...]] = (*FoldedDataset._without_effect, "labels", "columns", "arrays")
+    _without_effect: ClassVar[tuple[str, ...]] = (
+        *FoldedDataset._without_effect,
+        "labels",
+        "columns",
+        "arrays",
+        "unknown",
+    )
 
     labels: str | Path = "labels.csv"
     _: KW_ONLY
@@ -61,6 +71,7 @@ class Records(FoldedDataset):
     columns: Mapping[str, str] | None = None
     arrays: ArrayFormat | Mapping[str, ArrayFormat] | None = None
     normalised_units: bool = False
+    unknown: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,6 +86,7 @@ class Records(FoldedDataset):
             )
         if not isinstance(self.columns, Mapping | None):
             raise RecipeError(f"columns must be a dict such as {{'record': 'exam_id'}} or None, got {self.columns!r}")
+        self._require_unknown()
         object.__setattr__(self, "classes", self._table.classes.names)
         object.__setattr__(self, "leads", self._chosen_leads())
         require_electrodes(self.augment, self.leads)
@@ -89,7 +101,7 @@ class Records(FoldedDataset):
         ]
         mixed = [
             f"the column {column!r} of the table of labels is not a class, because it has values other than 0 and 1: "
-            f"{first_names(texts)}"
+            f"{first_names(texts)}; if one of these means unknown, pass unknown=..."
             for column, texts in self._table.mixed.items()
         ]
         hidden = [f"the {role} of a person is a label, so networks do not get it" for role in self._hidden]
@@ -99,11 +111,15 @@ class Records(FoldedDataset):
         ]
         return (*super().notices, *unread, *mixed, *hidden, *unmatched)
 
+    @property
+    def has_unknown(self) -> bool:
+        """Whether labels may be NaN, which means unknown."""
+        return self.unknown is not None
+
     @cached_property
     def _table(self) -> LabelTable:
-        return read_label_table(
-            self._table_file(self.labels), self.columns or {}, self.classes, numbers=self.task == "regression"
-        )
+        path, numbers = self._table_file(self.labels), self.task == "regression"
+        return read_label_table(path, self.columns or {}, self.classes, numbers=numbers, unknown=self.unknown)
 
     @property
     def _fold_columns(self) -> Mapping[str, str]:
@@ -116,6 +132,23 @@ class Records(FoldedDataset):
     @property
     def _hidden(self) -> Sequence[str]:
         return self._table.person_labels
+
+    def _require_unknown(self) -> None:
+        """Raise RecipeError if `unknown` is not a number that may mean unknown."""
+        number, is_class = self.unknown, self.task != "regression"
+        if number is None:
+            return
+        is_nan = isinstance(number, float) and math.isnan(number)
+        if not (is_nan or is_number(number)) or (is_class and number in (0, 1)):
+            raise RecipeError(
+                "unknown must be the number that means an unknown label, such as -1, float('nan') if only empty cells "
+                f"do, or None, got {number!r}"
+            )
+        if self.task == "multiclass":
+            raise RecipeError(
+                "unknown is for a column of 0 and 1 for each class, or for numbers; with task='multiclass', a record "
+                "has one class, and one without a known class is excluded"
+            )
 
     def _chosen_leads(self) -> tuple[str, ...]:
         if isinstance(self.leads, str):
@@ -159,7 +192,8 @@ class Records(FoldedDataset):
                     )
                 excluded.add(ExclusionReason.NAME, source.path)
             elif row.labels is None:
-                excluded.add(ExclusionReason.NO_LABEL, source.path)
+                reason = ExclusionReason.SOME_LABELS if row.lacks_some else ExclusionReason.NO_LABEL
+                excluded.add(reason, source.path)
             else:
                 age, sex = source.age if row.age is None else row.age, row.sex or source.sex
                 sources[record] = replace(
@@ -196,15 +230,15 @@ class Records(FoldedDataset):
                 f"the numbers in the column {name!r} of the table of labels are the ages, which networks get as an "
                 f"input; columns={{'age': {name!r}}} hides these"
                 for column, name in enumerate(self.classes)
-                if ages and all(abs(float(numbers[column]) - age) < 1 for numbers, age in ages)
+                if ages and all(not abs(float(numbers[column]) - age) >= 1 for numbers, age in ages)
             ]
         return notices
 
     def _fold_classes(self, labels: NDArray[np.float32]) -> NDArray[np.float32]:
         if self.task != "regression":
-            return labels
-        # One class for each fifth of the values of each number.
-        bounds = np.quantile(labels, (0.2, 0.4, 0.6, 0.8), axis=0).T
+            return np.nan_to_num(labels)
+        # One class for each fifth of the values of each number; the last one has unknown numbers too.
+        bounds = np.nanquantile(labels, (0.2, 0.4, 0.6, 0.8), axis=0).T
         fifths = [np.searchsorted(bound, column, side="right") for bound, column in zip(bounds, labels.T, strict=True)]
         return np.hstack([np.eye(5, dtype=np.float32)[fifth] for fifth in fifths])
 

@@ -1,7 +1,7 @@
 """Read the signals of records, and exclude records with the signal of another record."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +13,12 @@ from kdkit_ecg.records.filters import flat_leads
 from kdkit_ecg.records.preparation import Preparation, content_hash
 from kdkit_ecg.records.source import RecordSource
 from kdkit_ecg.store import FAULTS, SignalFile, SignalStore, StoredSignals
+from kdkit_ecg.utils.messages import first_names
 
 Signals = Sequence[NDArray[np.float32]]
+
+_EXAMINED = 100  # records whose amplitude is compared with the plausible ones
+_AMPLITUDES = (0.05, 20.0)  # mV between the lowest and the highest sample of the median lead, after a filter
 
 # By the fault of a `PreparedSignal`.
 _REASONS = {
@@ -95,3 +99,19 @@ def duplicate_signals(headers: Sequence[RecordSource]) -> list[list[str]]:
         if np.isfinite(signal).all() and not flat_leads(signal).all():
             names_by_content[content_hash(signal)].append(header.name)
     return [names for names in names_by_content.values() if len(names) > 1]
+
+
+def implausible_amplitudes(headers: Sequence[RecordSource], signals: Signals, stop: int) -> Iterator[str]:
+    """Yield a line about records whose numbers cannot be mV, among some of all. stop: the samples to read of each."""
+    rows = [row for row in range(0, len(headers), max(1, len(headers) // _EXAMINED)) if not headers[row].normalised]
+    read = (
+        signals.window if isinstance(signals, StoredSignals) else lambda row, start, stop: signals[row][:, start:stop]
+    )
+    spans = {headers[row].name: float(np.median(np.ptp(read(row, 0, stop), axis=1))) for row in rows}
+    lowest, highest = _AMPLITUDES
+    wrong = [f"{name} ({span:.3g} mV)" for name, span in spans.items() if not lowest <= span <= highest]
+    if wrong:
+        yield (
+            f"  {len(wrong)} of {len(rows)} records that were examined span less than {lowest} mV or more than "
+            f"{highest:g} mV in the median lead; check their unit and gain: {first_names(wrong)}"
+        )

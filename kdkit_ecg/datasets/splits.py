@@ -28,7 +28,7 @@ class Splits(NamedTuple):
         for name, rows in zip(self._fields, self, strict=True):
             # An empty split is an error when it is used; a shared one is listed as test.
             if len(rows) and not (name == "validation" and np.array_equal(rows, self.test)):
-                absent = ~labels[torch.from_numpy(rows)].any(0)  # (classes,)
+                absent = ~(labels[torch.from_numpy(rows)] > 0).any(0)  # (classes,); unknown labels are NaN
                 names = [label for label, is_absent in zip(classes, absent.tolist(), strict=True) if is_absent]
                 if names:
                     yield f"  no positive in {name}: {', '.join(names)}"

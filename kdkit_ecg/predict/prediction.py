@@ -74,6 +74,9 @@ class Prediction:
             "predicted": list(self.predicted),
             "classes": self.by_class(),
             "windows": [round(start, 3) for start in self.starts],
+            f"window_{'values' if len(self.values) else 'probabilities'}": [
+                [_digits(value) for value in row] for row in self.windows.tolist()
+            ],
             "combine": self.combine,
             "seconds": round(self.seconds, 3),
             "rate": self.rate,

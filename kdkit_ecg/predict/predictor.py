@@ -15,7 +15,7 @@ from kdkit.errors import first_line
 from kdkit.utils.cores import usable_cores
 from kdkit.utils.user_paths import user_path
 from kdkit.utils.validation import is_number, validate_choice
-from kdkit_ecg.leads import standard_name
+from kdkit_ecg.leads import LEADS, standard_name
 from kdkit_ecg.person import HIDDEN, Sex, person_vector
 from kdkit_ecg.predict.model import Model, model_of_run, open_model
 from kdkit_ecg.predict.prediction import Prediction
@@ -106,9 +106,9 @@ class Predictor:
     ) -> Prediction:
         """Return the prediction of a signal, (leads, time) or (time, leads), in the order of the names in `leads`.
 
-        rate in Hz. unit: "mV", "uV", "nV", "V", or "NU" for standard deviations; may be None, for mV, if the network
-        scales each lead itself. NaN is interpolated. age in years; age and sex are None if unknown. Raises DataError
-        for an array that cannot be predicted, RecipeError for wrong options.
+        A signal of one lead may be (time,). rate in Hz. unit: "mV", "uV", "nV", "V", or "NU" for standard deviations;
+        may be None, for mV, if the network scales each lead itself. NaN is interpolated. age in years; age and sex are
+        None if unknown. Raises DataError for an array that cannot be predicted, RecipeError for wrong options.
         """
         if isinstance(leads, str) or not len(leads):
             raise RecipeError(f"leads must be the names of the leads of the signal, such as ('I', 'II'), got {leads!r}")
@@ -120,12 +120,14 @@ class Predictor:
         array = np.asarray(signal)
         require_numbers(array.dtype)
         values, unit = array.astype(np.float64), described.unit.lower()
+        if values.ndim == len(described.leads) == 1:
+            values = values[None]
         if values.ndim != 2:
             raise DataError(f"expected a signal of two axes, leads and time, got the shape {values.shape}")
         values = values if leads_axis(values.shape, described.leads) == 0 else values.T
         with np.errstate(over="ignore", invalid="ignore"):  # numbers that are too large are refused later
             # The twelve leads first, as for files: limb leads are then derived by the same code.
-            names, samples = ordered_signal(values * UNITS[unit], described.leads, derive=unit != "nu")
+            names, samples, invalid = ordered_signal(values * UNITS[unit], described.leads, derive=unit != "nu")
         record = Record(
             name="array",
             path=Path("array"),
@@ -136,6 +138,7 @@ class Predictor:
             sex=sex,
             codes=(),
             normalised=unit == "nu",
+            invalid=invalid,
         )
         return self._predict(record, "array", derived=self._derived(described.leads), notes=())
 
@@ -194,8 +197,10 @@ class Predictor:
     def _predict_source(self, source: RecordSource) -> Prediction:
         absent = source.absent_leads(self.leads)
         if absent:  # before the signal is read
+            advice = "; if one has another name, rename it, or pass the signal and its leads to predict_array"
+            advice = "" if set(source.leads) <= set(LEADS) else advice
             raise DataError(
-                f"it lacks {', '.join(absent)}, not derivable from its leads {clipped(', '.join(source.leads))}"
+                f"it lacks {', '.join(absent)}, not derivable from its leads {clipped(', '.join(source.leads))}{advice}"
             )
         notes = []
         if source.default_gains:
@@ -230,6 +235,10 @@ class Predictor:
             raise DataError(f"{record.path} has no signal: all leads that the network takes are flat")
         if flat:
             notes = (*notes, f"flat: {', '.join(flat)}")
+        shares = zip(record.leads, record.invalid, strict=False)  # none for a record that a program made
+        interpolated = [f"{lead} {share:.2g}" for lead, share in shares if share and (lead in self.leads or derived)]
+        if interpolated:
+            notes = (*notes, f"share of invalid samples, which were interpolated: {', '.join(interpolated)}")
         persons = (("age", record.age, model.features[0]), ("sex", record.sex, model.features[2]))
         unknown = [name for name, value, feature in persons if value is None and feature != HIDDEN]
         if unknown and model.person:

@@ -38,6 +38,8 @@ _TIME = re.compile(
     re.IGNORECASE,
 )
 _SECONDS = {"s": 1.0, "sec": 1.0, "seconds": 1.0, "ms": 1e-3, "milliseconds": 1e-3}  # in a unit of time
+_INDEX = re.compile(r"|#|index|unnamed: \d+|samples?.*", re.IGNORECASE)  # the names in _TIME that are no time
+_STEPS_IN_SECONDS = (1 / 2000, 1 / 50)  # of a time without a unit: in ms or samples, they would be larger
 _SAME_RATE = 0.02  # the largest relative difference between two rates, because times are rounded
 # A number with a decimal comma, not a thousands separator as in "1,234".
 _DECIMAL_COMMA = re.compile(r"[-+]?((0|[0-9]{4})[0-9]*,[0-9]+|[0-9]+,([0-9]{1,2}|[0-9]{4,}))([eE][-+]?[0-9]+)?")
@@ -47,7 +49,7 @@ _ROWS = 1_000  # that are searched for a number with a decimal comma; a record h
 class CsvTable(NamedTuple):
     """The layout of a table. columns: the positions of the leads. width: number of columns. lines: without samples.
 
-    time: the position of the column of the time, and its unit in seconds; None without a column of a known unit.
+    time: the position of the column of the time, and its unit in seconds, None if unknown; None without a column.
     """
 
     delimiter: str
@@ -56,7 +58,7 @@ class CsvTable(NamedTuple):
     width: int
     lines: int
     encoding: str
-    time: tuple[int, float] | None = None
+    time: tuple[int, float | None] | None = None
 
     def has_decimal_commas(self, path: Path, columns: Sequence[int]) -> bool:
         """Return whether these columns of the table in this file have a number with a decimal comma."""
@@ -124,8 +126,12 @@ def open_csv(path: Path, expected: Sequence[str], unit: str) -> CsvTable:
     words = [
         unit_of.lower() or re.split(r"[\s_]", name.lower())[-1] for unit_of, name in zip(units, names, strict=True)
     ]
-    times = (column for column, word in enumerate(words) if word in _SECONDS and _TIME.fullmatch(names[column]))
-    time = next(((column, _SECONDS[words[column]]) for column in times if column not in columns), None)
+    times = [
+        (column, _SECONDS.get(word))
+        for column, (name, word) in enumerate(zip(names, words, strict=True))
+        if column not in columns and _TIME.fullmatch(name) and not _INDEX.fullmatch(name)
+    ]
+    time = min(times, key=lambda column_and_unit: column_and_unit[1] is None, default=None)  # one with a unit first
     return CsvTable(delimiter, leads, tuple(columns), len(cells), 1 + has_units, encoding, time)
 
 
@@ -181,8 +187,12 @@ def _require_rate(values: NDArray[Any], table: CsvTable, rate: float) -> None:
     if not table.time:
         return
     column, unit = table.time
-    seconds = (values[-1, column] - values[0, column]) * unit
-    if seconds > 0:  # otherwise it starts again, or is not a number
+    length = values[-1, column] - values[0, column]
+    if unit is None:
+        shortest, longest = _STEPS_IN_SECONDS
+        unit = 1.0 if shortest <= length / max(1, len(values) - 1) <= longest else 0.0
+    seconds = length * unit
+    if seconds > 0:  # otherwise it starts again, or is not a number, or its unit is not known
         in_table = (len(values) - 1) / seconds
         if abs(in_table - rate) > _SAME_RATE * rate:
             raise DataError(f"its column of the time has {in_table:.4g} samples per second, but rate={rate:g}")

@@ -73,7 +73,8 @@ def read_description(description: Mapping[str, Any]) -> tuple[Preparation, int, 
         got = f"{kind!r}" if kind else "no description"
         raise DataError(
             f"expected a network whose inputs are described as ECGs, got {got}; run networks on other data in the "
-            "runtime of the file, such as onnxruntime, and export those on ECGs from a data set of kdkit_ecg"
+            "runtime of the file, such as onnxruntime, and export those on ECGs from a data set of kdkit_ecg, with a "
+            "view that describes its inputs, such as Leads"
         )
     try:
         steps = {step["step"]: step for step in description["steps"]}

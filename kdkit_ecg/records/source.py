@@ -32,7 +32,7 @@ class Record:
 
     signal: float32 (leads, time) in mV, the twelve leads first, in the order of LEADS. rate in Hz, age in years.
     codes: the diagnoses, such as SNOMED CT codes, without repetition. normalised: the signal is in standard deviations,
-    not in mV.
+    not in mV. invalid: the share of samples of each lead that were interpolated; () if unknown.
     """
 
     name: str
@@ -44,6 +44,7 @@ class Record:
     sex: Sex | None
     codes: tuple[str, ...]
     normalised: bool
+    invalid: tuple[float, ...] = ()
 
     @property
     def person(self) -> NDArray[np.float32]:
@@ -107,7 +108,7 @@ class RecordSource(ABC):
     def read(self) -> Record:
         """Read the signal. Raises DataError, which names the file, if it cannot be read."""
         with np.errstate(over="ignore", invalid="ignore"):  # numbers near the largest float are refused later
-            leads, signal = ordered_signal(self.read_leads(), self.leads, derive=not self.normalised)
+            leads, signal, invalid = ordered_signal(self.read_leads(), self.leads, derive=not self.normalised)
         return Record(
             name=self.name,
             path=self.path,
@@ -118,6 +119,7 @@ class RecordSource(ABC):
             sex=self.sex,
             codes=self.codes,
             normalised=self.normalised,
+            invalid=invalid,
         )
 
     def absent_leads(self, leads: Sequence[str]) -> list[str]:
@@ -169,8 +171,10 @@ def select_leads(signal: Signal, names: Sequence[str], leads: Sequence[str]) -> 
 
 def ordered_signal(
     signal: NDArray[np.float64], names: Sequence[str], *, derive: bool
-) -> tuple[tuple[str, ...], NDArray[np.float32]]:
+) -> tuple[tuple[str, ...], NDArray[np.float32], tuple[float, ...]]:
     """Return the names and the signal in the usual order, (leads, time): the twelve leads, then others in their order.
+
+    The last value is the share of invalid samples of each lead.
 
     derive: derive the absent ones of the twelve leads if all of them are limb leads that follow from others, as is
     right for mV; a smaller set stays as it is.
@@ -180,6 +184,7 @@ def ordered_signal(
     twelve = LEADS if derive and not missing_leads(names) else [lead for lead in LEADS if lead in names]
     leads = (*twelve, *(name for name in names if name not in LEADS))
     ordered = np.empty((len(leads), signal.shape[1]), np.float32)
+    shares = []
     for row, name in enumerate(leads):  # row by row: the leads of a day take gigabytes
         lead = select_leads(signal, names, [name])[0]
         invalid = np.isnan(lead)
@@ -189,4 +194,5 @@ def ordered_signal(
             times = np.arange(len(lead))
             lead[invalid] = np.interp(times[invalid], times[~invalid], lead[~invalid])
         ordered[row] = lead
-    return leads, ordered
+        shares.append(invalid.sum().item() / max(1, len(lead)))
+    return leads, ordered, tuple(shares)

@@ -152,7 +152,7 @@ def _check_stage(
                 result.feature_teachers = feature_teachers(facts)
             result.problems = facts.problems or [*update_problems(open_stage, batch)]
             result.peak_memory_bytes = memory.peak(device)
-            if not result.problems:
+            if not result.problems and context.has_labels:  # otherwise see `validation_problems`
                 result.problems += number_metric_problems(recipe, context, facts.eval_outputs, batch.labels)
             if not result.problems:
                 result.problems += batch_problems(open_stage, data, untransformed)
@@ -164,7 +164,8 @@ def _check_stage(
                     result.estimate = estimator.estimate(open_stage, batch, untransformed)
         if not result.problems:
             evaluated = [net for net in nets_of([stage]) if net not in result.feature_teachers]
-            result.problems += validation_problems(evaluated, recipe, validation.to(device), batch, precision)
+            batches = validation.to(device), batch
+            result.problems += validation_problems(evaluated, recipe, context, batches, precision)
     except KdkitError as error:
         result.problems = [str(error)]
     except (RuntimeError, MemoryError, OSError) as error:

@@ -280,7 +280,7 @@ def _compute_term(
 
     def cause_not_finite() -> str | None:
         cause = cause_in_inputs(batch, has_unknown=facts.context.has_unknown)
-        return cause or cause_in_outputs(batch, facts.teacher_outputs)
+        return cause or cause_in_outputs(batch, outputs)
 
     can_relabel = facts.context.has_labels and not batch.labels.is_floating_point()
     if can_relabel and compares_nothing(term, inputs):  # later samples have labels that it compares

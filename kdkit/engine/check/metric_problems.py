@@ -31,7 +31,7 @@ def unfit_metrics(recipe: Recipe, context: BuildContext) -> Iterator[str]:
 
     Metrics of numbers need the shapes of outputs and labels, which a dry run has: see `number_metric_problems`.
     """
-    if context.task == "regression" and context.has_labels:
+    if context.task == "regression":
         return
     # A student with its own classes is evaluated on those that it shares with the data.
     students = [set(net.classes) for stage in recipe.stages for net in stage.objectives if net.classes is not None]
@@ -40,9 +40,7 @@ def unfit_metrics(recipe: Recipe, context: BuildContext) -> Iterator[str]:
         if not context.position_dims:
             is_whole = _rows_of_samples(classes) > 2 * len(classes)
             checked = metric if is_whole else without_interval(metric)
-            # Without labels of training, numbers have the shapes of the validation split, which is not read here.
-            has_shapes = context.task != "regression"
-            reason = _problem(checked, partial(_of_samples, classes, context, recipe.data), has_shapes=has_shapes)
+            reason = _problem(checked, partial(_of_samples, classes, context, recipe.data))
         elif getattr(without_interval(metric), "accepts_positions", False):
             checked = without_interval(metric)  # intervals would take a gigabyte if the classes are a vocabulary
             reason = _problem(checked, partial(_of_positions, checked, classes, context, recipe.data))
@@ -104,9 +102,9 @@ def number_metric_problems(
 ) -> Iterator[str]:
     """Yield the problems of metrics of numbers, whose labels and outputs may have any shape, such as packed ones.
 
-    outputs: of each network that is trained, by its name, in eval mode. labels: of the same samples.
+    outputs: of networks, by their names, in eval mode. labels: of the same samples.
     """
-    for name, output in outputs.items() if context.task == "regression" and context.has_labels else ():
+    for name, output in outputs.items() if context.task == "regression" else ():
         arrays: list[NDArray[Any]] = [labels.cpu().numpy(), output.detach().float().cpu().numpy()]
         random = np.random.default_rng(0)
         noise = [random.standard_normal((_ROWS, *array.shape[1:])) for array in arrays]
@@ -129,11 +127,8 @@ def number_metric_problems(
                 yield f"metric {metric.name!r} does not fit this data (regression) and net {name!r}: {reasons[0]}"
 
 
-def _problem(metric: Metric, predict: Callable[[], Predictions], *, has_shapes: bool = True) -> str | None:
-    """Return the reason why a metric cannot be computed for the predictions that a function returns, or None.
-
-    has_shapes: whether the predictions have the shapes of those in a run. If not, an error of user code means nothing.
-    """
+def _problem(metric: Metric, predict: Callable[[], Predictions]) -> str | None:
+    """Return the reason why a metric cannot be computed for the predictions that a function returns, or None."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # these predictions may be degenerate, real ones need not be
@@ -147,7 +142,7 @@ def _problem(metric: Metric, predict: Callable[[], Predictions], *, has_shapes: 
     except KdkitError as error:
         return str(error)
     except Exception as error:  # a user-defined metric may raise anything
-        return f"{type(error).__name__}: {error}{line_of_user_code(error)}" if has_shapes else None
+        return f"{type(error).__name__}: {error}{line_of_user_code(error)}"
     if not isinstance(result, MetricResult):
         return f"compute must return MetricResult(value=...); it returned a {type(result).__name__}"
     if not all(map(partial(np.array_equal, equal_nan=True), arrays, before)):
@@ -169,8 +164,6 @@ def _of_samples(classes: tuple[str, ...], context: BuildContext, data: Data) -> 
     labels: NDArray[Any] = np.arange(len(outputs)) % len(classes)
     if context.task == "multilabel":
         labels = (labels[:, None] == np.arange(len(classes))).astype(float)
-    elif context.task == "regression":
-        labels = random.integers(1, 4, outputs.shape) + 0.5
     return Predictions(labels=labels, outputs=outputs, classes=classes, ids=_ids(data, len(labels)))
 
 

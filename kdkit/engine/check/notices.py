@@ -61,6 +61,7 @@ def stage_notices(facts: Facts) -> Iterator[str]:
     yield from _unlabelled_positions(facts)
     yield from _padding(facts)
     yield from _sequences(facts)
+    yield from _single_positions(facts)
     yield from _terms_of_copied_labels(facts)
 
 
@@ -299,6 +300,22 @@ def _sequences(facts: Facts) -> Iterator[str]:
                     "tokens[:, 1:].unflatten(1, (height, width)), channels_last=True)"
                 )
                 break
+
+
+def _single_positions(facts: Facts) -> Iterator[str]:
+    """Yield notices about features of one position, which are compared with each position of the target."""
+    for term, _, inputs in facts.checked_terms:
+        # These have one tap on each side.
+        sides = (
+            (inputs.student, inputs.target) if isinstance(term.loss, (Hint, SquareHead, Cosine, DistilHubert)) else ()
+        )
+        counts = [side.shape[2:].numel() for side in sides if isinstance(side, Tensor) and side.ndim > 2]
+        if len(counts) == 2 and counts[0] == 1 < counts[1]:
+            yield (
+                f"term {term.label!r} compares the only position of the student with each of the {counts[1]} of the "
+                "target, so it can only learn their mean; tap an earlier layer of the student, or average the target: "
+                "Tap(layer, element=lambda features: features.flatten(2).mean(2))"
+            )
 
 
 def _terms_of_copied_labels(facts: Facts) -> Iterator[str]:

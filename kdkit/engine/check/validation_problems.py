@@ -6,8 +6,10 @@ from typing import Any
 import torch
 
 from kdkit.data.batch import Batch, items_of, nested_tensors
+from kdkit.engine.check.metric_problems import number_metric_problems
 from kdkit.engine.failures.network_errors import describe_failure
 from kdkit.engine.predict import classes_problem
+from kdkit.losses.base import BuildContext
 from kdkit.nets.net import Net
 from kdkit.recipe.recipe import Recipe
 from kdkit.utils.devices import Precision, autocast
@@ -16,15 +18,21 @@ from kdkit.utils.modules import eval_mode
 
 
 def validation_problems(
-    nets: Iterable[Net[Any]], recipe: Recipe, validation: Batch, training: Batch, precision: Precision
+    nets: Iterable[Net[Any]],
+    recipe: Recipe,
+    context: BuildContext,
+    batches: tuple[Batch, Batch],
+    precision: Precision,
 ) -> Iterator[str]:
-    """Yield networks that fail for validation samples, or have no output for each class.
+    """Yield networks that fail for validation samples, or have no output for each class, or outputs without a metric.
 
-    Inputs of the form of those of training are not tried.
-    nets: the networks of a stage that have metrics. validation, training: tiny batches on the device, the latter as the
-    data's `batch_transform` has changed it.
+    Inputs of the form of those of training are not tried, unless metrics of numbers need their labels.
+    nets: the networks of a stage that have metrics. batches: tiny ones of validation and training on the device, the
+    latter as the data's `batch_transform` has changed it.
     """
-    if _form(validation.inputs) == _form(training.inputs):
+    validation, training = batches
+    needs_labels = context.task == "regression" and not context.has_labels
+    if _form(validation.inputs) == _form(training.inputs) and not needs_labels:
         return
     data = recipe.data
     advice = "" if data.batch_transform is None else "; batch_transform changes only training batches"
@@ -39,6 +47,8 @@ def validation_problems(
             yield f"net {net.name!r} cannot be evaluated on the validation data: {reason}{advice}"
         else:
             yield from filter(None, [classes_problem(net, tuple(outputs.shape), data, recipe.metrics, data.validation)])
+            if needs_labels:
+                yield from number_metric_problems(recipe, context, {net.name: outputs}, validation.labels)
 
 
 def _form(inputs: Any) -> object:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import kdkit
 from kdkit.data.batch import Batch, has_objects, nested_tensors
+from kdkit.data.samples import MISSING_LABEL
 from kdkit.errors import DataError, KdkitError, first_line
 from kdkit.nets.net import Net
 from kdkit.nets.views import Images
@@ -48,10 +49,25 @@ def describe_failure(teacher: Teacher, batch: Batch, error: Exception) -> str:
         advice = "; the items of a list are its arguments: if it takes the list itself, yield it in a tuple, (inputs,)"
     if args and has_objects(args[0]) and isinstance(error, TypeError):
         advice = _object_advice(teacher, args[0], error)
+    if _has_label_as_input(batch):
+        advice = "; if the second input is the label, leave out kdkit.Unlabelled(...): labels need not be used"
     if texts := sum(isinstance(value, str) for value in args):
         inputs = f"{texts} texts"
         advice = "; tokenize texts in the collate_fn of a DataLoader, or in a view: Net(..., view=...)"
     return f"net {teacher.name!r} fails for its inputs ({inputs}): {reason}{line_of_user_code(error)}{advice}"
+
+
+def _has_label_as_input(batch: Batch) -> bool:
+    """Whether a batch without labels has pairs of inputs and whole numbers, such as those of a labelled dataset."""
+    inputs = batch.inputs
+    if (
+        not isinstance(inputs, (list, tuple))
+        or len(inputs) != 2
+        or not all(isinstance(item, Tensor) for item in inputs)
+    ):
+        return False
+    is_number = inputs[1].shape == (len(batch),) and not inputs[1].is_floating_point()
+    return is_number and inputs[0].is_floating_point() and bool((batch.labels == MISSING_LABEL).all())
 
 
 def _described(value: Any) -> str:

@@ -1,9 +1,10 @@
-"""Find the cause of NaN or infinite values: inputs, labels or teacher outputs."""
+"""Find the cause of NaN or infinite values: inputs, labels or outputs."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from kdkit.data.batch import Batch, nested_tensors
 from kdkit.data.dataset import LoaderSplit, Split
@@ -30,13 +31,22 @@ def cause_in_inputs(
 
 
 def cause_in_outputs(batch: Batch, outputs: Mapping[str, TeacherOutput]) -> str | None:
-    """Return a description of teacher outputs that are not finite numbers, or None if all are."""
+    """Return a description of outputs that are not finite numbers, or that mask classes, or None if all are finite."""
     for name, output in outputs.items():
-        wrong = _wrong_rows(batch, nested_tensors((output.output, output.features)))
+        tensors = [*nested_tensors((output.output, output.features))]
+        wrong = _wrong_rows(batch, [_without_masks(tensor) for tensor in tensors])
         if wrong:
             return (
                 f"the outputs of {name!r} for {_describe_samples(batch, wrong)} are not finite numbers, but the inputs "
                 "are; check its weights, or compute or cache the outputs in another precision: fp16 ends at 65504"
+            )
+        masked = _wrong_rows(batch, tensors)
+        if masked:
+            return (
+                f"the outputs of {name!r} for {_describe_samples(batch, masked)} mask classes with -inf, and a loss "
+                "may be infinite if such a class is the label, or is not masked by the other side; correct these "
+                "labels, mask the same classes on both sides, or mask them with a number such as -1e9; if there is no "
+                f"such class, {ADVICE}"
             )
     return None
 
@@ -51,6 +61,14 @@ def _describe_samples(batch: Batch, rows: list[int], split: Split | LoaderSplit 
         return f"row{'s' * (len(rows) > 1)} {describe_numbers(rows_of_split.tolist())} of the {name} data{other_ids}"
     samples = f"rows {describe_numbers(rows)}" if ids is None else f"samples {describe_numbers(ids.tolist())}"
     return f"{samples} ({len(rows)} of {len(batch)} in the batch)"
+
+
+def _without_masks(tensor: Tensor) -> Tensor:
+    """Return outputs (samples, classes, ...) with 0 instead of -inf at rows that have finite numbers too."""
+    if tensor.is_nested or tensor.ndim < 2 or not tensor.is_floating_point():
+        return tensor
+    is_masked = tensor.isneginf() & tensor.isfinite().any(1, keepdim=True)
+    return tensor.masked_fill(is_masked, 0)
 
 
 def _wrong_rows(batch: Batch, tensors: Iterable[Any]) -> list[int]:

@@ -15,6 +15,7 @@ from kdkit.errors import DataError, RunFolderError, did_you_mean
 from kdkit.metrics.base import MetricResult
 from kdkit.metrics.paired import SplitPredictions
 from kdkit.metrics.per_class import ClassRow, NetReport, class_table
+from kdkit.metrics.thresholds import Thresholds
 from kdkit.nets.weights import stage_number
 from kdkit.plugins.events import BaselineDifference
 from kdkit.utils.files import exists
@@ -147,15 +148,20 @@ def stored_predictions(folder: str | Path, net: str) -> SplitPredictions:
     return read_net_report(user_path(folder), net).splits
 
 
-def read_class_table(folder: Path, net: str, *, resamples: int) -> tuple[NetReport, tuple[ClassRow, ...]]:
-    """Return the predictions of a network and its table of classes. Raises RunFolderError if it has none."""
+def read_class_table(
+    folder: Path, net: str, *, resamples: int, thresholds_by: Thresholds | None = None
+) -> tuple[NetReport, tuple[ClassRow, ...]]:
+    """Return the predictions of a network and its table of classes, see `class_table`.
+
+    Raises RunFolderError if it has none.
+    """
     report = read_net_report(folder, net)
     if read_record(folder).get("task") == "regression":  # numbers from 0 to 1 look like mixed labels of classes
         raise RunFolderError(
             f"{folder} has no table of classes: its labels are numbers (regression); kdkit report shows its metrics"
         )
     try:
-        return report, class_table(report, resamples=resamples)
+        return report, class_table(report, resamples=resamples, thresholds_by=thresholds_by)
     except DataError as error:
         raise RunFolderError(f"the predictions of {net!r} in {folder} have no table of classes: {error}") from error
 

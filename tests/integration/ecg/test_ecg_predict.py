@@ -235,6 +235,7 @@ def test_each_record_of_a_folder_has_a_row_or_a_reason(mixed, model, capsys):
     assert all(name.startswith("ecg") for name in served)
     assert {name for name in reasons if name not in served} == {"limb", "damaged", "lost", "alone.mat", "missing"}
     assert "lacks V1, V2" in reasons["limb"]
+    assert "predict_array" not in reasons["limb"]
     assert "header" in reasons["damaged"]
     assert "lost.dat" in reasons["lost"]
     assert "no header" in reasons["alone.mat"]
@@ -242,6 +243,14 @@ def test_each_record_of_a_folder_has_a_row_or_a_reason(mixed, model, capsys):
     for name in served:
         for by_class in rows[name]["classes"].values():
             assert by_class["decision"] == (by_class["probability"] >= by_class["threshold"])
+
+
+def test_a_lead_of_another_name_is_refused_with_the_remedy(predictor, tmp_path):
+    write_signal(tmp_path, "watch", simulated(3)[:1], rate=500, leads=("ECG1",))
+    with pytest.raises(DataError, match="got I, which do not give"):  # its axis is the time
+        predictor.predict_array(simulated(3)[0], rate=500, leads=("I",))
+    with pytest.raises(DataError, match="from its leads ECG1; if one has another name, rename it, or pass the signal"):
+        predictor.predict(tmp_path / "watch")
 
 
 def test_csv_and_the_table_have_what_json_has(mixed, model, tmp_path, capsys):
@@ -483,6 +492,9 @@ def test_a_network_of_signals_in_mv_needs_the_unit_of_an_array(tmp_path, model, 
     assert in_mv.predict_array(off, unit="mV", **options).notes == ("flat: V2", "age and sex unknown")
     assert in_mv.predict_array(signal, unit="mV", age=50, **options).notes == ("sex unknown",)
     assert in_mv.predict_array(signal, unit="mV", age=50, sex="male", **options).notes == ()
+    lost = np.where((np.array(EIGHT)[:, None] == "V2") & (np.arange(signal.shape[1]) < 250), np.nan, signal)
+    (note, _) = in_mv.predict_array(lost, unit="mV", **options).notes
+    assert note == f"share of invalid samples, which were interpolated: V2 {250 / signal.shape[1]:.2g}"
     with pytest.raises(DataError, match="all leads that the network takes are flat"):
         in_mv.predict_array(0 * signal + 3.3, unit="mV", **options)
     assert "standard deviations" in predictor.predict_array(signal, unit="NU", **options).notes[0]
@@ -570,7 +582,9 @@ def test_real_records_of_every_release_and_variant_have_a_row_or_a_reason(shared
             assert "headers_only" in row["record"] or "reduced_leads" in row["record"] or row not in named
     long = next(row for row in rows if row["record"].endswith("S0002"))
     assert (long["rate"], long["seconds"]) == (1000, 115.2)
-    assert len(long["windows"]) == 58
+    assert len(long["windows"]) == len(long["window_probabilities"]) == 58
+    of_windows = np.mean(long["window_probabilities"], axis=0)
+    assert np.allclose(of_windows, [by_class["probability"] for by_class in long["classes"].values()])
 
 
 @pytest.mark.slow

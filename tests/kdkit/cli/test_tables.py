@@ -44,7 +44,8 @@ def test_the_json_of_a_list_has_whole_descriptions_and_what_a_file_registers(kdk
     assert line.endswith(" ...")
 
 
-@pytest.mark.parametrize("missing", [{"iou"}, {"auroc", "auprc"}])  # of samples, and of pixels
+# of samples at thresholds by F1 or by sensitivity, and of pixels
+@pytest.mark.parametrize("missing", [{"iou", "specificity"}, {"iou", "f1"}, {"auroc", "auprc", "specificity"}])
 @pytest.mark.parametrize("width", [20, 40, 80, 100, 120, 160])
 def test_no_number_of_a_table_of_classes_is_cut(width, missing, capsys):
     figures = [name for name in FIGURES if name not in missing]

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, StackDataset,
 
 from kdkit import DataError, LoaderSplit, TorchData, Unlabelled
 from kdkit.data.order import require_lengths, training_order
+from kdkit.data.samples import missing_labels
 from tests.helpers.datasets import Rows
 from tests.helpers.tiny import samples, tiny_data
 
@@ -380,6 +381,12 @@ def test_samples_of_unlabelled_data_are_inputs_as_a_whole(data, expected):
     batch = data.train.batch(torch.tensor([0, 1]), 0)
     torch.testing.assert_close(batch.inputs, expected, rtol=0, atol=0)
     assert (batch.labels.tolist(), data.has_labels, data.task) == ([-1, -1], False, "multiclass")
+
+
+@pytest.mark.parametrize("inputs", [np.zeros((4, 2)), {"states": np.zeros((4, 2))}])
+def test_inputs_without_labels_that_are_arrays_are_refused_with_the_function_that_makes_tensors(inputs):
+    with pytest.raises(DataError, match=r"got a \w+; make tensors of its arrays, torch.from_numpy\(array\)"):
+        missing_labels(inputs)
 
 
 def test_validation_data_and_positions_need_labels():

@@ -10,9 +10,10 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from torch.nn import BCEWithLogitsLoss
 
 import kdkit
-from kdkit import ExportOptions, KdkitError, RecipeError, export_net
+from kdkit import ExportOptions, KdkitError, RecipeError, Truth, export_net
 from kdkit.cli.export import failures
 from kdkit.errors import PluginError
 from kdkit.export import Exported, Exporter, ExportSource
@@ -437,6 +438,27 @@ def test_outputs_that_differ_miss_the_numeric_gate_and_the_file_is_set_aside(run
     assert result.passed
     # the rejected file is gone, since it would be mistaken for a fault of this one
     assert sorted(file.name for file in tmp_path.iterdir()) == ["student.md", "student.shifted", "student.shifted.json"]
+
+
+@pytest.mark.parametrize("describes", [False, True])
+def test_the_file_has_no_preparation_of_the_inputs_of_a_view_that_does_not_describe_it(
+    run_folder, tmp_path, shifted, describes
+):
+    def view(batch):
+        signal, person = batch.inputs
+        return (signal.flip(1), person), {}
+
+    if describes:
+        view.describe = lambda preparation: {"steps": [*preparation["steps"], "swap"]}
+    described = recipe()
+    described.data.preparation = {"steps": ["scale"]}
+    (stage,) = described.stages
+    net = kdkit.Net("student", Waves(), view=view)
+    described = replace(described, schedule=[replace(stage, objectives={net: Truth(BCEWithLogitsLoss())})])
+    (result,) = export_net(described, run_folder, to="shifted", out=tmp_path, options=FAST)
+    metadata = result.card["metadata"]
+    assert metadata["preparation"] == ({"steps": ["scale", "swap"]} if describes else {})
+    assert any("the view view does not describe how it" in notice for notice in metadata["notices"]) is not describes
 
 
 def test_an_older_file_in_the_place_of_a_rejected_one_is_renamed_and_named(exported, tmp_path):

@@ -83,6 +83,21 @@ def test_a_mask_of_samples_selects_those_of_a_teacher():
     torch.testing.assert_close(value, SoftTargets()(*outputs[:, selected > 0]))
 
 
+@pytest.mark.parametrize("shape", [lambda side: side, lambda side: side[:, None]])
+def test_a_mask_of_samples_selects_numbers_such_as_values_of_states(shape):
+    student, target, selected = torch.randn(6), torch.randn(6), torch.tensor([1, 0, 0, 1, 1, 0])
+    value = Masked(nn.MSELoss(), mask=lambda inputs: inputs)(student, shape(target), inputs=selected)
+    torch.testing.assert_close(value, nn.functional.mse_loss(student[selected > 0], target[selected > 0]))
+
+
+def test_a_mask_selects_numbers_of_padded_sequences():
+    student, target, mask = torch.randn(3, 5), torch.randn(3, 5), torch.arange(5) < torch.tensor([[2], [5], [1]])
+    value = Masked(nn.MSELoss())(student, target[:, None], inputs={"attention_mask": mask})
+    torch.testing.assert_close(value, nn.functional.mse_loss(student[mask], target[mask]))
+    with pytest.raises(RecipeError, match=r"at the positions of its mask \(3, 5\); got \(3, 4\)"):
+        Masked(nn.MSELoss())(student[:, :4], target[:, :4], inputs={"attention_mask": mask})
+
+
 @pytest.mark.parametrize(
     ("number", "precision"), [(-math.inf, torch.float32), (300, torch.float16)], ids=["masked", "fp16"]
 )

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from kdkit.cli.per_class import table_of
 from kdkit.engine.storage.finished_run import read_metrics, read_net_report
 from kdkit.engine.storage.run_folder import RunFolder
 from kdkit.errors import RunFolderError
-from kdkit.metrics import FixedThresholds, MacroF1, MeanIoU
+from kdkit.metrics import FixedThresholds, MacroF1, MeanIoU, MinimumSensitivity
 from kdkit.metrics.per_class import FIGURES, NetReport, class_table
 
 CLASSES = ("a", "b", "c")
@@ -89,11 +90,25 @@ def test_another_rule_may_choose_the_thresholds(reported):
     assert [row.threshold for row in table] == [1.5] * 3
 
 
+def test_thresholds_for_a_sensitivity_have_a_specificity_instead_of_f1(reported):
+    unknown = replace(reported.test, labels=np.where(np.arange(120)[:, None] < 20, np.nan, reported.test.labels))
+    for test, first in ((reported.test, 0), (unknown, 20)):
+        report = replace(reported, test=test)
+        table = class_table(report, thresholds_by=MinimumSensitivity(0.9), resamples=2)
+        truth, outputs = reported.test.labels[first:, 0] > 0, reported.test.outputs[first:, 0]
+        assert table[0].figures["specificity"] == pytest.approx((outputs < table[0].threshold)[~truth].mean())
+        assert table[0].figures["recall"] == pytest.approx((outputs >= table[0].threshold)[truth].mean())
+        assert "f1" not in table[0].figures
+
+
 def test_multiclass_has_no_thresholds():
     labels = np.arange(30) % 3
     perfect = Predictions(labels=labels, outputs=np.eye(3)[labels], classes=CLASSES)
     table = class_table(NetReport(validation=perfect, test=None, train=None), resamples=2)
     assert all(row.threshold is None and row.figures["f1"] == 1 for row in table)
+    report = NetReport(validation=perfect, test=None, train=None)
+    by_sensitivity = class_table(report, thresholds_by=MinimumSensitivity(), resamples=2)
+    assert all(row.threshold is None and row.figures["specificity"] == 1 for row in by_sensitivity)
     assert table[0].positives == {"train": None, "validation": 10, "test": None}
 
 
@@ -168,7 +183,7 @@ def test_the_printed_table_shows_a_dash_for_undefined_figures(rows):
     lines = {line.split()[1]: line for line in capture.get().splitlines() if line.startswith("│")}
     assert set(lines) == set(CLASSES)
     assert f"{rows[0].figures['auroc']:.2f} (" in lines["a"]
-    assert lines["c"].count(" - ") == len(rows[0].figures) == len(FIGURES) - 1  # no IoU
+    assert lines["c"].count(" - ") == len(rows[0].figures) == len(FIGURES) - 2  # no IoU and no specificity
 
 
 def test_a_threshold_is_shown_as_a_probability_and_infinity_as_never():

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdkit import Predictions, RecipeError
-from kdkit.metrics import F1, BestF1, FixedThresholds, MacroF1, MicroF1, Thresholds, YoudenJ
+from kdkit.metrics import F1, BestF1, FixedThresholds, MacroF1, MicroF1, MinimumSensitivity, Thresholds, YoudenJ
 from kdkit.metrics.thresholds import best_f1_threshold, best_j_threshold
 from kdkit_ecg.labels import scored_classes
 from kdkit_ecg.metrics import BestChallengeMetric, ChallengeMetric
@@ -67,7 +67,20 @@ def test_a_class_without_negatives_is_always_predicted(best):
     assert best(np.ones(3), np.array([2.0, -1.0, 5.0])) == -1.0
 
 
-@pytest.mark.parametrize("rule", [BestF1(), YoudenJ()])
+@pytest.mark.parametrize("sensitivity", [0.001, 0.8, 0.95, 1.0])
+def test_the_largest_threshold_with_a_sensitivity_is_chosen(sensitivity):
+    validation = predictions(0)
+    thresholds = MinimumSensitivity(sensitivity).choose(validation)
+    for threshold, labels, outputs in zip(thresholds, validation.labels.T > 0, validation.outputs.T, strict=True):
+        assert (outputs >= threshold)[labels].mean() >= sensitivity
+        higher = np.sort(outputs[outputs >= threshold])[1:]  # the next threshold would leave one out
+        assert not len(higher) or (outputs >= higher[0])[labels].mean() < sensitivity
+    for wrong in (0, 1.1, "0.9", True):
+        with pytest.raises(RecipeError, match="sensitivity must be a number above 0 and at most 1"):
+            MinimumSensitivity(wrong)
+
+
+@pytest.mark.parametrize("rule", [BestF1(), YoudenJ(), MinimumSensitivity()])
 def test_mixed_labels_count_as_present_above_one_half_as_in_f1(rule):
     whole = predictions(0)
     labels = np.random.default_rng(0).uniform(0, 0.5, whole.labels.shape).astype(np.float32) + whole.labels / 2
@@ -128,9 +141,10 @@ def test_each_rule_is_the_best_by_its_criterion():
 def test_metrics_with_other_rules_have_distinct_names():
     assert len(set(IDS)) == len(IDS) - 1  # add_highest does not change the rule
     assert MacroF1(thresholds_by=YoudenJ()).name == "macro_f1_youden_j"
+    assert MacroF1(thresholds_by=MinimumSensitivity(0.9)).name == "macro_f1_sensitivity_90"
 
 
-@pytest.mark.parametrize("rule", [BestF1(), YoudenJ(), FixedThresholds(), BestChallengeMetric()])
+@pytest.mark.parametrize("rule", [BestF1(), YoudenJ(), MinimumSensitivity(), FixedThresholds(), BestChallengeMetric()])
 def test_every_rule_chooses_one_threshold_per_class(rule):
     assert isinstance(rule, Thresholds)
     assert len(rule.choose(predictions(0))) == len(NAMES)

@@ -328,6 +328,20 @@ def test_a_csv_may_have_columns_of_other_quantities_a_line_of_units_and_empty_ce
     assert source.read().signal.tolist() == [[1, 2, 3], [4, 5, 6]]
 
 
+@pytest.mark.parametrize("stored", [False, True])
+def test_files_of_a_wrong_unit_are_named_in_the_summary_if_signals_stay_in_mv(tmp_path, stored):
+    for number in range(9):
+        (write_numpy if number % 3 else write_csv)(tmp_path, number)
+    write_table(tmp_path, *((f"r{number}", "ab"[number % 2]) for number in range(9)), columns="record,label")
+    units = {"*.csv": ArrayFormat(rate=400, unit="uV", leads=EIGHT), "*": EIGHT_LEADS}
+    options = {**RAW, "store": tmp_path / "store" if stored else None, "folds": 3, "arrays": units}
+    expected = "  3 of 9 records that were examined span less than 0.05 mV or more than 20 mV in the median lead; "
+    assert f"{expected}check their unit and gain: r0 (0.00159 mV), r3 (" in Records(tmp_path, **options).summary
+    assert "span" not in Records(tmp_path, **{**options, "scaling": "zscore"}).summary
+    (notice, *_) = Records(tmp_path, **{**options, "length": 10}).notices
+    assert notice == "a sample has length=10 samples, 0.025 s at 400 Hz, which is shorter than a heartbeat"
+
+
 @pytest.mark.parametrize("encoding", ["cp1252", "utf-16"])
 def test_a_csv_of_a_program_on_windows_is_read(tmp_path, encoding):
     text = "Zeit [s];I [µV];V1 [µV]\n0,000;1;4\n0,004;;5\n0,008;3;6\n"
@@ -342,6 +356,7 @@ def test_a_csv_of_a_program_on_windows_is_read(tmp_path, encoding):
         ("Zeit [s];I;V1\n0,000;1;4\n0,004;;5\n0,008;3;6\n", "250"),
         ("time_ms,I,V1\n0,1,4\n2,2,5\n4,3,6\n", "500"),
         ("seconds\tI\tV1\n10\t1\t4\n10.01\t2\t5\n", "100"),
+        (",time,I,V1\n0,0.000,1,4\n1,0.002,2,5\n2,0.004,3,6\n", "500"),  # without a unit, but not in ms or samples
     ],
 )
 def test_a_csv_whose_time_has_another_rate_is_refused(tmp_path, text, rate):
@@ -351,6 +366,13 @@ def test_a_csv_whose_time_has_another_rate_is_refused(tmp_path, text, rate):
         source.read()
     [source] = open_file(tmp_path / "a.csv", ArrayFormat(rate=float(rate) * 1.01, unit="mV"))  # times are rounded
     assert source.read().signal.shape[0] == 2
+
+
+@pytest.mark.parametrize("step", [1, 2, 1 / 30_000, 0])
+def test_a_time_whose_unit_is_not_clear_is_not_compared_with_the_rate(tmp_path, step):
+    (tmp_path / "a.csv").write_text(f"time,I,V1\n0,1,4\n{step},2,5\n{2 * step},3,6\n")
+    [source] = open_file(tmp_path / "a.csv", ArrayFormat(rate=250, unit="mV"))
+    assert source.read().signal.shape == (2, 3)
 
 
 @pytest.mark.parametrize("delimiter", [",", ";"])

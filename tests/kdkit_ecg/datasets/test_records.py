@@ -1,6 +1,7 @@
 """Records reads any lead set, rate and file kind, with the labels of a table."""
 
 import csv
+import math
 import unicodedata
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch.nn import BCEWithLogitsLoss
 
 import kdkit
 from kdkit import DataError, Net, Recipe, RecipeError, Stage, Training, Truth
+from kdkit.losses import IgnoreUnknown
 from kdkit_ecg import Leads, LRHNet, Records
 from kdkit_ecg.augmentations import PowerLine, Sometimes
 from kdkit_ecg.datasets.label_table import read_label_table
@@ -217,7 +219,7 @@ def test_a_column_of_0_and_1_for_each_class(tree):
     data = Records(tree, "flags.csv", **options)
     assert data.classes == ("AF", "normal", "noise")
     assert data.train.labels.sum(0).tolist() == [11, 23, 0]  # without the record that has an empty cell
-    assert "1 excluded, no label in the table of labels: p0/r3" in data.summary
+    assert "1 excluded, an empty cell among its labels (unknown=float('nan') keeps the others): p0/r3" in data.summary
     assert Records(tree, "flags.csv", classes=("normal",), **options).train.labels.sum().item() == 24
 
 
@@ -227,8 +229,49 @@ def test_a_column_that_is_no_class_because_of_some_values_is_noticed(tree, tmp_p
     data = Records(tree, tmp_path / "labels.csv", **RAW)
     assert (data.classes, data.notices) == (
         ("AF",),
-        ("the column 'VT' of the table of labels is not a class, because it has values other than 0 and 1: 2",),
+        (
+            "the column 'VT' of the table of labels is not a class, because it has values other than 0 and 1: 2; if "
+            "one of these means unknown, pass unknown=...",
+        ),
     )
+
+
+@pytest.mark.parametrize(
+    ("texts", "shown"), [(("pos", "neg"), "neg, pos"), (("0.9", "0.2"), "0.2, 0.9"), (("x", ""), "x")]
+)
+def test_a_column_of_two_other_values_or_of_probabilities_is_noticed(tree, tmp_path, texts, shown):
+    rows = [(f"r{number}", "yN"[number % 2], texts[number % 2], number) for number in range(24)]
+    write_table(tmp_path, *rows, columns="record,AF,VT,number")
+    data = Records(tree, tmp_path / "labels.csv", **RAW)
+    assert data.classes == ("AF",)
+    (notice,) = data.notices
+    assert (
+        f"the column 'VT' of the table of labels is not a class, because it has values other than 0 and 1: {shown};"
+        in notice
+    )
+
+
+@pytest.mark.parametrize(("text", "unknown"), [("", math.nan), ("-1", -1), ("-1.0", -1), ("NA", -1)])
+def test_unknown_labels_by_class_are_nan_in_samples_and_leave_the_record_in(tree, tmp_path, text, unknown):
+    rows = [(f"r{number}", number % 2, text if number % 4 == 1 else number % 3 // 2) for number in range(23)]
+    write_table(tmp_path, *rows, ("r23", text, text), columns="record,AF,VT")
+    options = {"unknown": unknown, "folds": 3, **RAW}
+    data = Records(tree, tmp_path / "labels.csv", **options)
+    assert (data.classes, data.has_unknown, data.notices) == (("AF", "VT"), True, ())
+    labels = torch.cat([split.labels for split in (data.train, data.validation, data.test)])
+    assert (labels.isnan().sum(0).tolist(), labels.nansum(0).tolist()) == ([0, 6], [11, 5])
+    assert "  1 excluded, no label in the table of labels: p5/r23" in data.summary
+    loss = Truth(IgnoreUnknown(BCEWithLogitsLoss()))
+    stage = Stage({Net("student", LRHNet.for_data(data, width=4)): loss}, Training(epochs=1))
+    kdkit.check(Recipe(data=data, schedule=[stage])).require()
+
+
+def test_a_split_in_which_a_class_is_unknown_or_negative_has_no_positive(tree, tmp_path):
+    rows = [(f"r{number}", number % 2, "" if number % 4 else 0, number // 8) for number in range(24)]
+    write_table(tmp_path, *rows, columns="record,AF,VT,fold")
+    table = tmp_path / "labels.csv"
+    data = Records(tree, table, classes=("AF", "VT"), folds=table, unknown=math.nan, **RAW)
+    assert data.summary.count("no positive in") == data.summary.count(": VT") == 3
 
 
 def test_several_rows_of_a_record_are_its_labels(tree):
@@ -305,8 +348,11 @@ def test_numbers_in_columns_are_the_labels_of_regression(tree, tmp_path):
     options = {"task": "regression", **RAW}
     data = Records(tree, tmp_path / "labels.csv", classes=("volume", "ef"), **options)
     assert (data.task, data.classes) == ("regression", ("volume", "ef"))
-    assert "  1 excluded, no label in the table of labels: p5/r23" in data.summary
+    assert "  1 excluded, an empty cell among its labels" in data.summary
     assert "no positive" not in data.summary
+    some = Records(tree, tmp_path / "labels.csv", classes=("volume", "ef"), unknown=math.nan, **options)
+    volume, ef = torch.cat([split.labels for split in (some.train, some.validation, some.test)]).T
+    assert (volume[ef.isnan()].tolist(), len(ef)) == ([1], 24)
     splits = (data.train, data.validation, data.test)
     labels = torch.cat([split.labels for split in splits])
     assert sorted(labels[:, 1].tolist()) == [row[2] for row in rows]
@@ -463,6 +509,11 @@ def test_a_wrong_flag_is_named_with_its_line(tmp_path):
     (tmp_path / "labels.csv").write_text("record,a,b\nr0,0,1\nr1,2,1\n")
     with pytest.raises(DataError, match=r"line 3: expected 0 or 1 in column 'a', got '2'"):
         Records(tmp_path, classes=("a", "b"), **RAW)
+    (tmp_path / "labels.csv").write_text("record,a,b\nr0,0,\nr1,1,\n")
+    with pytest.raises(
+        DataError, match=r"labels.csv has no known label in the column 'b'; leave it out of the classes"
+    ):
+        Records(tmp_path, classes=("a", "b"), unknown=-1, **RAW)
 
 
 def test_a_table_is_read_with_any_delimiter_a_byte_order_mark_and_windows_lines(tree, tmp_path):
@@ -547,6 +598,10 @@ def test_names_with_accents_are_found_in_either_form_of_unicode(tmp_path):
         ({"columns": ["exam_id"]}, "columns must be a dict such as"),
         ({"columns": {"patients": "patient"}}, "unknown key 'patients'; did you mean 'patient'"),
         ({"columns": {"patient": "pat"}}, "has no column 'pat'; did you mean 'patient'"),
+        ({"unknown": "NA"}, "unknown must be the number that means an unknown label.* got 'NA'"),
+        ({"unknown": 0}, "unknown must be the number that means an unknown label.* got 0"),
+        ({"unknown": -1, "task": "multiclass"}, "unknown is for a column of 0 and 1 for each class"),
+        ({"unknown": -1}, "column 'label' of .*labels.csv has names of classes"),
         ({"task": "ranking"}, "task must be 'multilabel' or 'multiclass' or 'regression'; got 'ranking'"),
     ],
 )

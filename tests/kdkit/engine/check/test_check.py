@@ -25,6 +25,7 @@ from kdkit import (
     TorchData,
     Training,
     Truth,
+    Unlabelled,
     check,
     model_loss,
     run,
@@ -33,7 +34,7 @@ from kdkit.engine.run_record import notices
 from kdkit.engine.storage.history import KEYS
 from kdkit.errors import CheckError, RecipeError
 from kdkit.losses import DKD, RKD, Cosine, Hint, LogitMSE, Masked, SoftTargets
-from kdkit.metrics import R2, Accuracy, Brier, CrossEntropy, MacroF1, MeanIoU
+from kdkit.metrics import R2, Accuracy, Brier, CrossEntropy, MacroF1, MeanAveragePrecision, MeanIoU
 from kdkit.metrics.base import WithoutThresholds
 from tests.helpers.callbacks import Recorder
 from tests.helpers.open_stages import hidden_taps, only_problem
@@ -536,6 +537,22 @@ def test_a_teacher_of_wider_embeddings_has_a_metric_that_takes_any_outputs():
     assert {net: metrics["width"].value for net, metrics in result.metrics.items()} == {"t": 9, "s": 5}
 
 
+def test_metrics_of_packed_labels_are_tried_on_those_of_the_validation_split_if_training_has_none():
+    def detector(name):  # numbers above 1, so that no box is padding
+        module = nn.Sequential(nn.Linear(4, 12), nn.Softplus(), nn.Unflatten(1, (2, 6)))
+        return Net(name, module, element=lambda outputs: 1 + outputs, trained=name == "teacher")
+
+    inputs, corners = torch.randn(8, 4), torch.rand(8, 3, 2)
+    boxes = TensorDataset(inputs, torch.cat([corners, corners + 1, torch.ones(8, 3, 1)], 2))
+    data = TorchData(Unlabelled(TensorDataset(inputs)), boxes, task="regression")
+    stage = Stage({detector("student"): 1.0 * Match(detector("teacher"), nn.MSELoss())}, Training(epochs=1))
+    check(Recipe(data=data, schedule=[stage], metrics=(MeanAveragePrecision(),))).require()
+    problems = check(Recipe(data=data, schedule=[stage], metrics=(R2(),))).problems
+    assert [problem.split(":")[1] for problem in problems] == [
+        f" metric 'r2' does not fit this data (regression) and net {net!r}" for net in ("teacher", "student")
+    ]
+
+
 def test_a_net_with_a_wrong_number_of_outputs_for_its_classes_is_a_problem():
     student = tiny_net("student", outputs=5, classes=["a", "x"])
     problem = only_problem(one_stage(student, plain_goal()))
@@ -706,6 +723,17 @@ def test_a_network_of_a_list_gets_it_in_a_tuple_as_the_error_without_one_says():
     assert not check(recipe_of((images,))).problems
     problem = only_problem(recipe_of(([*images[1:], torch.zeros(3, 5, 6)],)))
     assert "fails for its inputs (a list of 4 tensors): RuntimeError" in problem
+
+
+def test_labels_that_a_net_gets_because_the_dataset_is_wrapped_in_unlabelled_are_named():
+    data = TorchData(Unlabelled(samples()), samples())
+    match = Match(tiny_net("teacher", trained=True), SoftTargets())
+    problems = check(one_stage(tiny_net("student"), 1.0 * match, data)).problems
+    assert len(problems) == 2  # of the teacher and of the student
+    for problem in problems:
+        assert problem.endswith(
+            "if the second input is the label, leave out kdkit.Unlabelled(...): labels need not be used"
+        )
 
 
 class Graph:

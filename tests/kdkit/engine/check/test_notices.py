@@ -72,6 +72,25 @@ def hint(teacher, student, layer="hidden"):
 
 
 @pytest.mark.parametrize(
+    ("tapped", "averaged", "loss", "count"),
+    [(2, False, Hint(), 1), (2, False, Cosine(), 1), (0, False, Hint(), 0), (2, True, Hint(), 0), (2, False, RKD(), 0)],
+)
+def test_a_single_position_that_is_compared_with_each_of_the_target_is_a_notice(tapped, averaged, loss, count):
+    def network():
+        layers = (nn.Conv2d(1, 2, 2, 2), nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 2, 2))
+        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(2, 3))
+
+    teacher, student = Net("teacher", network(), trained=True), Net("student", network())
+    element = (lambda maps: maps.flatten(2).mean(2)) if averaged else None
+    taps = {"student": Tap(student.module[tapped]), "target": Tap(teacher.module[1], element=element)}
+    rows = TensorDataset(torch.randn(8, 1, 4, 4), torch.arange(8) % 3)
+    plan = check(one_stage(student, plain_goal() + Match(teacher, loss, **taps), TorchData(rows, rows)))
+    assert not plan.problems
+    notices = [notice for notice in plan.notices if "the only position of the student with each of the 4 of" in notice]
+    assert len(notices) == count
+
+
+@pytest.mark.parametrize(
     ("sides", "layer", "is_notice"),
     [
         ("student", "norm", True),

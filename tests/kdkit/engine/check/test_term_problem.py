@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from kdkit import Match, Net, Tap, Teachers, TorchData, Truth, check
-from kdkit.losses import PerTeacher, SoftTargets
+from kdkit.losses import PerTeacher, ReverseKL, SoftTargets
 from tests.helpers.open_stages import only_problem
 from tests.helpers.tiny import Mlp, one_stage, plain_goal, samples, tiny_net
 
@@ -195,6 +195,35 @@ def test_a_teacher_with_a_weight_that_is_not_finite_is_named():
         "is nan at the first step: the outputs of 'teacher' for samples 0, 1, 2, 3 (4 of 4 in the batch) are" in problem
     )
     assert problem.endswith("or compute or cache the outputs in another precision: fp16 ends at 65504")
+
+
+class Masking(nn.Module):
+    """A policy that masks its last action."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, inputs):
+        return self.module(inputs).masked_fill(torch.tensor([False, False, True]), -torch.inf)
+
+
+@pytest.mark.parametrize(
+    ("masking", "term"),
+    [
+        ("student", lambda teacher: 1.0 * Truth(nn.CrossEntropyLoss())),  # the label of a sample is masked
+        ("teacher", lambda teacher: 1.0 * Match(teacher, ReverseKL())),
+    ],
+)
+def test_masked_classes_that_make_a_loss_infinite_are_not_taken_for_wrong_weights(masking, term):
+    nets = {
+        name: Net(name, Masking(Mlp()) if name == masking else Mlp(), trained=name == "teacher")
+        for name in ("teacher", "student")
+    }
+    problem = only_problem(one_stage(nets["student"], term(nets["teacher"])))
+    assert "is inf at the first step: the outputs of" in problem
+    assert f"{masking!r} for samples 0, 1, 2, 3 (4 of 4 in the batch) mask classes with -inf, and a loss may" in problem
+    assert "weights" not in problem
 
 
 def test_inputs_that_are_not_finite_are_named_before_the_first_step():
