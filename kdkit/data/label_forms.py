@@ -151,8 +151,16 @@ def require_form(labels: Sequence[SplitLabels], task: Task) -> None:
     shapes = {(split.rows.ndim, *split.rows.shape[1 : 2 if task == "multilabel" else None]) for split in with_columns}
     if len(shapes) > 1:
         parts = [f"{split.split} data are {split.description}" for split in with_columns]
+        advice = ""
+        if task == "multilabel" and all(split.rows.ndim > 2 for split in with_columns):
+            advice = "; classes must be the second dimension: if they are the last one, labels.movedim(-1, 1)"
+        if task == "multilabel" and {split.rows.ndim for split in with_columns} == {2}:
+            advice = (
+                "; for one class at positions, such as frames, that is (samples, 1, positions): labels.unsqueeze(1)"
+            )
         raise DataError(
             f"the labels of the {', those of the '.join(parts)}; the labels of all splits must have the same shape"
+            f"{advice}"
         )
 
 

@@ -57,6 +57,7 @@ def stage_notices(facts: Facts) -> Iterator[str]:
         _views,
         _channels,
         _class_orders,
+        _classes_of_positions,
         _probabilities,
         _features_of_one_side,
         _moved_channels,
@@ -64,6 +65,7 @@ def stage_notices(facts: Facts) -> Iterator[str]:
         _frames_of_sequences,
         _unlabelled_positions,
         _padding,
+        _padding_of_labels,
         _sequences,
         _terms_of_copied_labels,
     ):
@@ -121,6 +123,19 @@ def _channels(facts: Facts) -> Iterator[str]:
     for tap in facts.taps:
         if isinstance(tap, Tap) and tap.form.notice:
             yield tap.form.notice
+
+
+def _classes_of_positions(facts: Facts) -> Iterator[str]:
+    """Yield a notice if classes without names may be positions, as of labels (batch, frames, classes)."""
+    shape, context = tuple(facts.batch.labels.shape[1:]), facts.context
+    is_numbered = context.classes == tuple(map(str, range(len(context.classes))))
+    if context.task == "multilabel" and context.position_dims and is_numbered and shape[0] > shape[-1]:
+        sizes = " x ".join(map(str, shape[1:]))
+        yield (
+            f"the labels are taken for {shape[0]} classes at {sizes} positions; if the {shape[-1]} are the classes, "
+            "move them to the second dimension, labels.movedim(-1, 1), and pass Net(..., channels_last=True) if the "
+            "outputs have this order too; otherwise pass the names of the classes, TorchData(..., classes=[...])"
+        )
 
 
 def _class_orders(facts: Facts) -> Iterator[str]:
@@ -293,6 +308,23 @@ def _padding(facts: Facts) -> Iterator[str]:
                 f"term {term.label!r} also compares the padding, {(mask <= 0).float().mean():.0%} of the "
                 f"{'frames' if is_of_frames else 'tokens'} of the first samples; {wrapper}({describe_loss(term.loss)}"
                 f"{option} leaves it out"
+            )
+
+
+def _padding_of_labels(facts: Facts) -> Iterator[str]:
+    """Yield a notice for each term that compares the end of samples at which all labels of all classes are unknown."""
+    labels = facts.batch.labels
+    if facts.problems or facts.context.task != "multilabel" or facts.context.position_dims != 1:
+        return
+    has_label = ~labels.isnan().all(1)  # (batch, positions)
+    padding = ~has_label.flip(1).cummax(1).values.flip(1) & has_label.any(1, keepdim=True)
+    for term, inputs, _ in facts.checked_terms if padding.any() else ():
+        # Rows with positions without a label are left out only for class indices.
+        if term.rows is not None and term.target is not None and len(as_tuple(inputs.student)[0]) == padding.numel():
+            yield (
+                f"term {term.label!r} also compares the padding, {padding.float().mean():.0%} of the positions of the "
+                f"first samples; Masked({describe_loss(term.loss)}, mask=...) with the mask of the positions leaves it "
+                "out"
             )
 
 

@@ -117,6 +117,11 @@ def _columns_problem(net: Net[Any], output: Tensor, facts: Facts) -> str | None:
         return _order_problem(net, context)
     if output.shape[1:] == (len(classes), *positions):
         return None
+    if positions and labels.ndim == output.ndim > 2 and output.shape[1:] == (*positions, len(classes)):
+        return (
+            f"net {net.name!r} has outputs of shape {shape} for labels of shape {_batch_shape(labels.shape)}; its "
+            "classes are the last dimension: pass Net(..., channels_last=True), which moves them"
+        )
     # Of classes in the last dimension, nothing but the positions of the labels says so.
     if positions and output.ndim == 2 + len(positions) and len(classes) in (output.shape[1], output.shape[-1]):
         return (

@@ -178,6 +178,20 @@ def test_the_error_about_masks_of_one_class_names_the_dimension_that_they_lack()
         TorchData(masks, masks, classes=["object"])
 
 
+@pytest.mark.parametrize(
+    ("train", "validation", "classes", "advice"),
+    [
+        ((12, 3), (12, 3), ["a", "b", "c"], r"classes to the second dimension, .*: labels\.movedim\(-1, 1\)"),
+        ((12, 3), (10, 3), None, r"if they are the last one, labels\.movedim\(-1, 1\)"),
+        ((12,), (10,), None, r"for one class at positions, .* \(samples, 1, positions\): labels\.unsqueeze\(1\)"),
+    ],
+)
+def test_the_error_about_labels_of_frames_says_which_dimension_has_the_classes(train, validation, classes, advice):
+    splits = (TensorDataset(torch.zeros(8, 2), torch.zeros(8, *shape)) for shape in (train, validation))
+    with pytest.raises(DataError, match=advice):
+        TorchData(*splits, task="multilabel", classes=classes)
+
+
 def test_the_error_about_integer_labels_and_one_output_names_the_labels_of_binary_cross_entropy():
     binary = visible((INPUTS[:, 0] > 0).long())
     with pytest.raises(

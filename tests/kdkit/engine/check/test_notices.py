@@ -615,6 +615,44 @@ def test_a_term_that_compares_the_padding_of_waveforms_is_noticed(loss):
     assert [expected in notice for notice in padding] == ([True] if isinstance(loss, Hint) else [])
 
 
+def sound_events(labels, loss, **options):
+    """Return the plan of a student that learns sound events, (8, classes, frames), from a teacher by a loss."""
+    count, frames = labels.shape[1:]
+    inputs = {"inputs": torch.randn(8, 4, frames), "mask": ~labels.isnan().all(1)}
+    rows = [({name: tensor[row] for name, tensor in inputs.items()}, labels[row]) for row in range(8)]
+    nets = [Net(name, nn.Conv1d(4, count, 1), view=Inputs(only=("inputs",)), trained=True) for name in "ts"]
+    goal = Truth(IgnoreUnknown(nn.BCEWithLogitsLoss())) + Match(nets[0], loss)
+    return check(one_stage(nets[1], goal, TorchData(rows, rows, unknown=float("nan"), **options)))
+
+
+@pytest.mark.parametrize("padding", [0, 3])
+@pytest.mark.parametrize("loss", [PerLabelSoftTargets(), Masked(PerLabelSoftTargets(), mask="mask")])
+def test_a_term_that_compares_frames_in_the_padding_of_labels_is_noticed(loss, padding):
+    labels = (torch.arange(8 * 2 * 12).reshape(8, 2, 12) % 3 == 0).float()
+    labels[:, :, :2] = torch.nan  # not padding: frames that nobody labelled
+    labels[:, :, 12 - padding :] = torch.nan
+    notices = [text for text in sound_events(labels, loss, classes=["a", "b"]).notices if "padding" in text]
+    expected = "compares the padding, 25% of the positions of the first samples; Masked(PerLabelSoftTargets("
+    assert [expected in notice for notice in notices] == [True] * (padding > 0 and not isinstance(loss, Masked))
+
+
+@pytest.mark.parametrize(("shape", "classes"), [((12, 2), None), ((2, 12), None), ((12, 2), [*"abcdefghijkl"])])
+def test_classes_that_may_be_frames_are_noticed_if_they_have_no_names(shape, classes):
+    labels = (torch.arange(8 * 24).reshape(8, *shape) % 3 == 0).float()
+    notices = sound_events(labels, PerLabelSoftTargets(), classes=classes).notices
+    assert any(
+        "taken for 12 classes at 2 positions; if the 2 are the classes, move" in notice for notice in notices
+    ) == (shape == (12, 2) and classes is None)
+
+
+def test_outputs_with_the_classes_of_frames_last_are_named():
+    labels = (torch.arange(8 * 24).reshape(8, 2, 12) % 3 == 0).float()
+    rows = TensorDataset(torch.randn(8, 12, 4), labels)
+    data = TorchData(rows, rows, classes=["a", "b"])
+    (problem,) = check(one_stage(Net("student", nn.Linear(4, 2)), Truth(nn.BCEWithLogitsLoss()), data)).problems
+    assert problem.endswith("its classes are the last dimension: pass Net(..., channels_last=True), which moves them")
+
+
 @pytest.mark.parametrize(("context", "is_noticed"), [(nullcontext, True), (torch.random.fork_rng, False)])
 def test_a_recipe_that_sets_the_seed_itself_is_noticed(context, is_noticed):
     def recipe():
