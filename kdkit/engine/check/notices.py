@@ -5,11 +5,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from math import ceil
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from kdkit.data.batch import Batch, nested_tensors
 from kdkit.data.dataset import Data
+from kdkit.data.groups import groups_by_split
 from kdkit.data.labels import is_ignored
 from kdkit.engine.check.facts import Facts
 from kdkit.engine.check.output_problems import feature_teachers
@@ -442,6 +444,22 @@ def direction_notices(metrics: Sequence[Metric]) -> Iterator[str]:
             yield (
                 f"higher values of metric {metric.name!r} count as better; if it is an error, set its attribute "
                 "lower_is_better = True, otherwise to False"
+            )
+
+
+def group_notices(data: Data) -> Iterator[str]:
+    """Yield notices about groups of samples, such as patients, that are in the training data and in another split."""
+    try:
+        groups = groups_by_split(data)
+    except DataError:  # a problem
+        return
+    for name in groups if "train" in groups else ():
+        shared = np.intersect1d(groups["train"], groups[name])
+        if name != "train" and len(shared):
+            yield (
+                f"{len(shared):,} of the {len(np.unique(groups[name])):,} groups of the {name} data are in the train "
+                "data too: if groups are such as patients, metrics are too optimistic, so divide the data by group; "
+                "otherwise number the groups of all splits together"
             )
 
 

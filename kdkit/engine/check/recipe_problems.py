@@ -7,10 +7,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from kdkit.data.groups import groups_by_split
 from kdkit.engine.check.metric_problems import metrics_of_unknown_labels, undefined_monitors, unfit_metrics
 from kdkit.engine.stage.training_batches import batches_per_epoch
 from kdkit.engine.storage.history import KEYS
-from kdkit.errors import KdkitError, RecipeError, did_you_mean
+from kdkit.errors import DataError, KdkitError, RecipeError, did_you_mean
 from kdkit.losses.base import BuildContext, allows_any_classes, function_of, option_of
 from kdkit.nets.net import NAME_CLASSES, Net, conflict_of_classes
 from kdkit.recipe.objective import Term, Truth
@@ -37,6 +38,7 @@ def recipe_problems(recipe: Recipe, context: BuildContext) -> Iterator[str]:
         _cache_of_largest_outputs,
         _views_of_other_inputs,
         _teachers_of_other_classes,
+        _groups,
     ):
         yield from check(recipe, context)
 
@@ -86,6 +88,13 @@ def _order_of_stages(recipe: Recipe, _context: BuildContext) -> Iterator[str]:
                 )
         earlier.append(stage.name)
         trained |= set(stage.objectives)
+
+
+def _groups(recipe: Recipe, _context: BuildContext) -> Iterator[str]:
+    try:
+        groups_by_split(recipe.data)
+    except DataError as error:
+        yield str(error)
 
 
 def _epochs_without_end(recipe: Recipe, _context: BuildContext) -> Iterator[str]:

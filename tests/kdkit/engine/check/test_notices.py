@@ -653,6 +653,28 @@ def test_outputs_with_the_classes_of_frames_last_are_named():
     assert problem.endswith("its classes are the last dimension: pass Net(..., channels_last=True), which moves them")
 
 
+def plan_of_groups(train, test):
+    data = tiny_data()
+    data.train.groups, data.test.groups = train, test
+    return check(one_stage(tiny_net("student"), plain_goal(), data))
+
+
+def test_groups_that_are_in_two_splits_are_noticed():
+    count = len(tiny_data().train)
+    plan = plan_of_groups(torch.arange(count), torch.tensor([3, 3, 3, count, 4, count]))
+    assert any("2 of the 3 groups of the test data are in the train data too: " in notice for notice in plan.notices)
+    apart = plan_of_groups(torch.arange(count), torch.arange(6) + count)
+    assert not any("groups" in notice for notice in apart.notices)
+    assert not any("groups" in notice for notice in plan_of_groups(None, torch.arange(6)).notices)
+
+
+@pytest.mark.parametrize("groups", [torch.arange(5), torch.rand(6), ["a", "a", "b", "b", "c", "c"]])
+def test_groups_that_are_not_an_integer_for_each_sample_are_found_before_the_run(groups):
+    (problem,) = plan_of_groups(None, groups).problems
+    assert problem.startswith("groups of the test data must be integers, one per row: (6,); got ")
+    assert problem.endswith("such as with numpy.unique(names, return_inverse=True)[1]")
+
+
 @pytest.mark.parametrize(("context", "is_noticed"), [(nullcontext, True), (torch.random.fork_rng, False)])
 def test_a_recipe_that_sets_the_seed_itself_is_noticed(context, is_noticed):
     def recipe():
