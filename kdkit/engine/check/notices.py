@@ -458,7 +458,7 @@ def group_notices(data: Data) -> Iterator[str]:
         if name != "train" and len(shared):
             yield (
                 f"{len(shared):,} of the {len(np.unique(groups[name])):,} groups of the {name} data are in the train "
-                "data too: if groups are such as patients, metrics are too optimistic, so divide the data by group; "
+                "data too: if they are patients or the like, metrics are too optimistic, so divide the data by group; "
                 "otherwise number the groups of all splits together"
             )
 
