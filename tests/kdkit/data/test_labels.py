@@ -430,6 +430,10 @@ def test_a_run_with_unknown_labels_has_finite_terms_and_metrics():
             "BCEWithLogitsLoss does not leave them out; wrap it: kdkit.losses.Ignore",
         ),
         (
+            unknown_recipe(F.binary_cross_entropy_with_logits),
+            "leave out those that are NaN in it, and set its attribute accepts_unknown = True",
+        ),
+        (
             unknown_recipe(kdkit.losses.IgnoreUnknown(), dkd=kdkit.losses.PerLabelDKD()),
             "PerLabelDKD does not leave them out; use a loss that takes no labels",
         ),

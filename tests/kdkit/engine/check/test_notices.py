@@ -645,6 +645,17 @@ def test_classes_that_may_be_frames_are_noticed_if_they_have_no_names(shape, cla
     ) == (shape == (12, 2) and classes is None)
 
 
+def test_weights_of_classes_without_positions_are_refused_with_their_shape():
+    labels = (torch.arange(8 * 24).reshape(8, 2, 12) % 3 == 0).float()
+    rows = TensorDataset(torch.randn(8, 4, 12), labels)
+    for weights, problems in ((torch.ones(2), 1), (torch.ones(2, 1), 0)):
+        truth = Truth(IgnoreUnknown(nn.BCEWithLogitsLoss(pos_weight=weights)))
+        plan = check(one_stage(Net("student", nn.Conv1d(4, 2, 1)), truth, TorchData(rows, rows, classes=["a", "b"])))
+        assert len(plan.problems) == problems
+        advice = "; its pos_weight has a value for each class, so give it positions: .view(-1, 1)"
+        assert all(problem.endswith(advice) for problem in plan.problems)
+
+
 def test_outputs_with_the_classes_of_frames_last_are_named():
     labels = (torch.arange(8 * 24).reshape(8, 2, 12) % 3 == 0).float()
     rows = TensorDataset(torch.randn(8, 12, 4), labels)
