@@ -21,7 +21,7 @@ from kdkit.engine.stage.terms import BoundTerm
 from kdkit.engine.stage.train_state import build_balancer, optimized_parameters
 from kdkit.engine.stage.training_batches import batches_per_epoch
 from kdkit.errors import DataError
-from kdkit.losses.base import BuildContext, describe_loss, is_of_kdkit, is_per_position, loss_name
+from kdkit.losses.base import BuildContext, Loss, describe_loss, is_of_kdkit, is_per_position, loss_name
 from kdkit.losses.catalog import ON_FEATURES
 from kdkit.losses.contrastive import CRD
 from kdkit.losses.hints import DistilHubert, Hint, SquareHead
@@ -292,10 +292,10 @@ def _padding(facts: Facts) -> Iterator[str]:
     tensors = [tensor for tensor in nested_tensors(facts.batch.inputs) if tensor is not mask]
     is_waveform = any(tensor.is_floating_point() and tensor.shape == mask.shape for tensor in tensors)
     for term, _, inputs in facts.checked_terms:
-        # Other losses of kdkit compare samples or whole maps, or select positions themselves.
-        by_token = isinstance(term.loss, Hint | Cosine | SquareHead | DistilHubert) or not is_of_kdkit(term.loss)
         student = inputs.student
-        if term.target is None or term.rows is not None or not by_token or not isinstance(student, Tensor):
+        if term.target is None or term.rows is not None or not isinstance(student, Tensor):
+            continue
+        if not _compares_tokens(term.loss):
             continue
         of_side, frames = masks.get(student.ndim), student.shape[-1]
         is_of_frames = is_waveform and student.ndim == 3 and 1 < frames < mask.shape[1]
@@ -314,20 +314,36 @@ def _padding(facts: Facts) -> Iterator[str]:
 
 
 def _padding_of_labels(facts: Facts) -> Iterator[str]:
-    """Yield a notice for each term that compares the end of samples at which all labels of all classes are unknown."""
-    labels = facts.batch.labels
-    if facts.problems or facts.context.task != "multilabel" or facts.context.position_dims != 1:
+    """Yield a notice for each term that compares positions after the last label of a sample.
+
+    If the inputs have a mask, `_padding` looks at features. With CTC, labels are not of positions.
+    """
+    labels, context = facts.batch.labels, facts.context
+    if facts.problems or context.task == "regression" or context.position_dims != 1 or facts.computes_ctc:
         return
-    has_label = ~labels.isnan().all(1)  # (batch, positions)
-    padding = ~has_label.flip(1).cummax(1).values.flip(1) & has_label.any(1, keepdim=True)
-    for term, inputs, _ in facts.checked_terms if padding.any() else ():
-        # Rows with positions without a label are left out only for class indices.
-        if term.rows is not None and term.target is not None and len(as_tuple(inputs.student)[0]) == padding.numel():
+    has_label = ~(is_ignored(labels, context.ignored_labels) if labels.ndim == 2 else labels.isnan().all(1))
+    padding = ~has_label.flip(1).cummax(1).values.flip(1) & has_label.any(1, keepdim=True)  # (batch, positions)
+    has_mask = isinstance(facts.batch.inputs, Mapping) and "attention_mask" in facts.batch.inputs
+    for term, inputs, whole in facts.checked_terms if padding.any() else ():
+        student = whole.student
+        if term.target is None or not isinstance(student, Tensor) or student.shape[2:] != padding.shape[1:]:
+            continue
+        if term.rows is not None:  # it leaves out positions without a label only if labels are class indices
+            compares = len(as_tuple(inputs.student)[0]) == padding.numel()
+        else:
+            moved = torch.where(padding[:, None], student + 1, student)
+            compares = not has_mask and _compares_tokens(term.loss) and _changes(facts, term, whole, moved)
+        if compares:
             yield (
-                f"term {term.label!r} also compares the padding, {padding.float().mean():.0%} of the positions of the "
-                f"first samples; Masked({describe_loss(term.loss)}, mask=...) with the mask of the positions leaves it "
-                "out"
+                f"term {term.label!r} also compares positions after the last label, {padding.float().mean():.0%} of "
+                f"those of the first samples; if they are padding, Masked({describe_loss(term.loss)}, mask=...) with "
+                "the mask of the others leaves it out"
             )
+
+
+def _compares_tokens(loss: Loss) -> bool:
+    """Return whether a loss may compare tokens one by one; most of kdkit's compare samples, or select tokens."""
+    return isinstance(loss, Hint | Cosine | SquareHead | DistilHubert) or not is_of_kdkit(loss)
 
 
 def _sequences(facts: Facts) -> Iterator[str]:

@@ -538,7 +538,7 @@ class Tagger(nn.Module):
         self.body, self.head = nn.Conv1d(4, 5, 1), nn.Conv1d(5, 3, 1)
         self.attention = nn.Identity()
 
-    def forward(self, inputs, attention_mask):
+    def forward(self, inputs, attention_mask=None):
         hidden = self.body(inputs)
         self.attention((hidden[..., None] * hidden[:, :, None]).softmax(-1))
         return self.head(hidden)
@@ -632,8 +632,27 @@ def test_a_term_that_compares_frames_in_the_padding_of_labels_is_noticed(loss, p
     labels[:, :, :2] = torch.nan  # not padding: frames that nobody labelled
     labels[:, :, 12 - padding :] = torch.nan
     notices = [text for text in sound_events(labels, loss, classes=["a", "b"]).notices if "padding" in text]
-    expected = "compares the padding, 25% of the positions of the first samples; Masked(PerLabelSoftTargets("
+    expected = (
+        "after the last label, 25% of those of the first samples; if they are padding, Masked(PerLabelSoftTargets("
+    )
     assert [expected in notice for notice in notices] == [True] * (padding > 0 and not isinstance(loss, Masked))
+
+
+@pytest.mark.parametrize(("loss", "part"), [(Hint(), "body"), (nn.MSELoss(), None), (SoftTargets(), None)])
+@pytest.mark.parametrize("has_mask", [False, True])
+def test_a_term_that_compares_features_after_the_last_label_is_noticed(loss, part, has_mask):
+    inputs, labels = torch.randn(8, 4, 6), torch.arange(48).reshape(8, 6) % 3
+    labels[:, 4:] = -100
+    rows = [
+        ({"inputs": row} | {"attention_mask": torch.ones(6)} if has_mask else row, label)
+        for row, label in zip(inputs, labels, strict=True)
+    ]
+    teacher, student = Net("teacher", Tagger(), trained=True), Net("student", Tagger())
+    taps = {"student": Tap(getattr(student.module, part)), "target": Tap(getattr(teacher.module, part))} if part else {}
+    data = TorchData(rows, rows, classes=3)
+    notices = check(one_stage(student, plain_goal() + Match(teacher, loss, **taps), data)).notices
+    expected = "after the last label, 33% of those of the first samples; if they are padding, Masked("
+    assert any(expected in notice for notice in notices) == (not has_mask and not isinstance(loss, SoftTargets))
 
 
 @pytest.mark.parametrize(("shape", "classes"), [((12, 2), None), ((2, 12), None), ((12, 2), [*"abcdefghijkl"])])
