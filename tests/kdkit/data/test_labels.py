@@ -192,6 +192,13 @@ def test_the_error_about_labels_of_frames_says_which_dimension_has_the_classes(t
         TorchData(*splits, task="multilabel", classes=classes)
 
 
+def test_binary_classes_of_frames_whose_number_differs_are_refused_with_their_task():
+    splits = [TensorDataset(torch.zeros(8, 2), torch.zeros(8, frames, dtype=torch.int64)) for frames in (12, 10)]
+    with pytest.raises(DataError, match=r"classes of positions, such as frames, pass task='multiclass'"):
+        TorchData(*splits)
+    assert TorchData(*splits, task="multiclass", classes=2).position_dims == 1
+
+
 def test_the_error_about_integer_labels_and_one_output_names_the_labels_of_binary_cross_entropy():
     binary = visible((INPUTS[:, 0] > 0).long())
     with pytest.raises(
