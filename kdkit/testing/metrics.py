@@ -20,7 +20,7 @@ from kdkit.metrics.base import (
     takes_any_outputs,
 )
 from kdkit.metrics.bootstrap import without_interval
-from kdkit.metrics.resampling import Resampling, draw_counts
+from kdkit.metrics.resampling import Resampling, draw_counts, drawn_samples
 from kdkit.testing.metric_case import Example, MetricCase, correct_predictions
 
 _FLAGS = ("lower_is_better", "accepts_unknown", "accepts_positions", "any_outputs", "is_biased")
@@ -258,7 +258,7 @@ def _resamples_as_it_computes(case: MetricCase) -> None:
         )
     names = ("the value", *(f"the value of {name!r}" for name in classes))
     for column, times in enumerate(counts.T.astype(np.int64)):
-        example = case.mixed.select_rows("drawn samples", np.repeat(case.rows, times))
+        example = Example("drawn samples", drawn_samples(case.mixed.predictions, times))
         result = case.compute(fitted, example, _UNDEFINED)
         expected = [result.value, *(result.by_class.get(name, math.nan) for name in classes)]
         values = [resampled[0][column], *np.asarray(resampled[1])[:, column]]
