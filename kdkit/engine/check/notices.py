@@ -131,7 +131,10 @@ def _classes_of_positions(facts: Facts) -> Iterator[str]:
     """Yield a notice if classes without names may be positions, as of labels (batch, frames, classes)."""
     shape, context = tuple(facts.batch.labels.shape[1:]), facts.context
     is_numbered = context.classes == tuple(map(str, range(len(context.classes))))
-    if context.task == "multilabel" and context.position_dims and is_numbered and shape[0] > shape[-1]:
+    if context.task != "multilabel" or not context.position_dims or not is_numbered:
+        return
+    is_known = any(net.channels_last for net in facts.module.students)  # the user has thought of the order
+    if not is_known and shape[-1] < min(shape[:-1]):
         sizes = " x ".join(map(str, shape[1:]))
         yield (
             f"the labels are taken for {shape[0]} classes at {sizes} positions; if the {shape[-1]} are the classes, "
