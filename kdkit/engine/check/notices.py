@@ -131,7 +131,7 @@ def _classes_of_positions(facts: Facts) -> Iterator[str]:
     """Yield a notice if classes without names may be positions, as of labels (batch, frames, classes)."""
     shape, context = tuple(facts.batch.labels.shape[1:]), facts.context
     is_numbered = context.classes == tuple(map(str, range(len(context.classes))))
-    if context.task != "multilabel" or not context.position_dims or not is_numbered:
+    if context.task != "multilabel" or len(shape) < 2 or not is_numbered:  # without labels, there is a placeholder
         return
     is_known = any(net.channels_last for net in facts.module.students)  # the user has thought of the order
     if not is_known and shape[-1] < min(shape[:-1]):
@@ -323,6 +323,8 @@ def _padding_of_labels(facts: Facts) -> Iterator[str]:
     """
     labels, context = facts.batch.labels, facts.context
     if facts.problems or context.task == "regression" or context.position_dims != 1 or facts.computes_ctc:
+        return
+    if not context.has_labels:
         return
     has_label = ~(is_ignored(labels, context.ignored_labels) if labels.ndim == 2 else labels.isnan().all(1))
     padding = ~has_label.flip(1).cummax(1).values.flip(1) & has_label.any(1, keepdim=True)  # (batch, positions)

@@ -12,6 +12,7 @@ from torch.utils.data import TensorDataset
 
 from kdkit import (
     AverageWeights,
+    Distiller,
     Inputs,
     LinearRamp,
     Match,
@@ -662,6 +663,17 @@ def test_classes_that_may_be_frames_are_noticed_if_they_have_no_names(shape, cla
     assert any(
         "taken for 12 classes at 2 positions; if the 2 are the classes, move" in notice for notice in notices
     ) == (shape == (12, 2) and classes is None)
+
+
+@pytest.mark.parametrize("loss", [PerLabelSoftTargets(), SoftTargets()])
+@pytest.mark.parametrize("conv", [nn.Conv1d, nn.Conv2d])
+def test_outputs_per_position_without_labels_are_not_noticed(loss, conv, recwarn):
+    teacher, student = (Net(name, conv(3, 2, 1), channels_last=False, trained=True) for name in "ts")
+    inputs = torch.randn(4, 3, *(6,) * (2 if conv is nn.Conv2d else 1))
+    task = "multilabel" if isinstance(loss, PerLabelSoftTargets) else "multiclass"
+    with Distiller(student, 1.0 * Match(teacher, loss), example=(inputs, None), task=task, classes=2) as distiller:
+        assert distiller(inputs, None).loss.isfinite()
+    assert not recwarn.list
 
 
 def test_weights_of_classes_without_positions_are_refused_with_their_shape():
