@@ -20,7 +20,7 @@ from kdkit.teachers.base import Teacher
 from kdkit.utils.signatures import parameters_by_name
 
 _POSITIONS = {nn.Conv1d: ("length",), nn.Conv2d: ("height", "width"), nn.Conv3d: ("depth", "height", "width")}
-_OF_ARRAYS = (torch.float64, torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32)
+_OF_ARRAYS = (torch.float64, torch.uint8, torch.int8, torch.int16, torch.uint16)
 _BATCH_NORM = "Expected more than 1 value per channel when training"  # the start of torch's message
 _LIBRARIES = (Path(torch.__file__).parent, Path(kdkit.__file__).parent)
 
