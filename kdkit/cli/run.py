@@ -100,8 +100,10 @@ def run(ctx: click.Context, /, **options: Any) -> int:
             run_parallel_stages(file, origin, settings, jobs=jobs, log=log)
     except (KeyboardInterrupt, Terminated):
         if settings.out is not None and settings.out.exists() and is_first_process():
+            ranks = os.environ.get("LOCAL_WORLD_SIZE")  # of torchrun
+            kdkit = "kdkit" if ranks is None else f"torchrun --nproc-per-node={ranks} -m kdkit"
             folder = shlex.quote(str(settings.out))
-            echo(f"\nto resume from the last checkpoint: kdkit run --resume {folder}", err=True)
+            echo(f"\nto resume from the last checkpoint: {kdkit} run --resume {folder}", err=True)
         raise
     return 0
 

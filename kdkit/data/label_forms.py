@@ -151,8 +151,19 @@ def require_form(labels: Sequence[SplitLabels], task: Task) -> None:
     shapes = {(split.rows.ndim, *split.rows.shape[1 : 2 if task == "multilabel" else None]) for split in with_columns}
     if len(shapes) > 1:
         parts = [f"{split.split} data are {split.description}" for split in with_columns]
+        advice = ""
+        dims = {split.rows.ndim for split in with_columns} if task == "multilabel" else set()
+        if dims == {2} and all(split.may_have_positions for split in with_columns):
+            advice = "; if they are classes of positions, such as frames, pass task='multiclass'"
+        elif dims == {2}:
+            advice = (
+                "; for one class at positions, such as frames, that is (samples, 1, positions): labels.unsqueeze(1)"
+            )
+        elif 2 not in dims and dims:
+            advice = "; classes must be the second dimension: if they are the last one, labels.movedim(-1, 1)"
         raise DataError(
             f"the labels of the {', those of the '.join(parts)}; the labels of all splits must have the same shape"
+            f"{advice}"
         )
 
 

@@ -181,6 +181,10 @@ def _require_columns(labels: Iterable[SplitLabels], classes: int) -> None:
             advice = ", or class indices of shape (samples,): labels.squeeze(1)" if split.columns == 1 else ""
             if classes == 1 and split.rows.ndim > 2:
                 advice = "; for one class of pixels or tokens, that is (samples, 1, *positions): labels.unsqueeze(1)"
+            elif split.rows.ndim > 2 and split.rows.shape[-1] == classes:
+                advice = (
+                    "; move the classes to the second dimension, (samples, classes, *positions): labels.movedim(-1, 1)"
+                )
             if split.columns > 1 and split.may_have_positions:
                 advice = "; if they are classes of positions, such as tokens, pass task='multiclass'"
             raise DataError(

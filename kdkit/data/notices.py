@@ -15,7 +15,7 @@ from kdkit.data.torch_splits import TorchSplit, dataset_of, is_fixed, is_plain
 from kdkit.utils.randomness import preserve_rng_state
 
 _REPEATED = 4  # samples that are read twice
-_FIRST = 32  # masks that are searched for other values than 0 and 255
+_FIRST = 32  # masks whose values are searched
 _FEW = 8  # with fewer samples, the classes may be a matter of chance
 
 
@@ -33,6 +33,13 @@ def label_notices(labels: Mapping[str, SplitLabels], task: Task, ignored: tuple[
         yield (
             "each sample has exactly one class, and the labels, 0 and 1 by class, are taken for multilabel; if classes "
             "exclude each other, pass TorchData(..., task='multiclass')"
+        )
+    of_positions = [split.rows[:_FIRST] for split in labels.values() if split.rows.ndim > 2 and split.columns > 1]
+    if task == "multilabel" and of_positions and all(bool((rows.sum(1) == 1).all()) for rows in of_positions):
+        yield (
+            "each position has exactly one class, and the labels, 0 and 1 by class, are taken for multilabel, so "
+            "metrics count each output of at least 0; if classes exclude each other, pass class indices: "
+            "labels.argmax(1)"
         )
     if task == "multiclass" and all(split.is_complete and split.form == "indices" for split in labels.values()):
         of_classes = torch.cat([without_ignored(split.rows.cpu(), ignored) for split in labels.values()])

@@ -1,7 +1,7 @@
 """Use a torch Dataset or DataLoader that yields `(inputs, labels)` as a split."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -60,9 +60,33 @@ Collate = Callable[[list[Any]], Any]  # makes a batch of samples
 
 
 def collate_samples(samples: list[Any]) -> Any:
-    """Collate samples into a batch. Raises DataError for lists of numbers, which would become many tensors."""
+    """Collate samples into a batch.
+
+    Raises DataError for lists of numbers, which would become many tensors, and for mappings with different keys.
+    """
     require_tensors(samples[0])
+    _require_same_keys(samples)
     return collate(samples)
+
+
+def _require_same_keys(samples: Sequence[Any]) -> None:
+    """Raise DataError unless mappings have the same keys. torch would leave out those that the first one lacks."""
+    first = samples[0]
+    if isinstance(first, Mapping):
+        for sample in samples:
+            if isinstance(sample, Mapping) and sample.keys() != first.keys():
+                keys, others = (", ".join(map(repr, mapping)) for mapping in (first, sample))
+                raise DataError(
+                    f"samples of a batch have different keys, {keys} and {others}; give all of them the same keys, "
+                    "such as zeros for an input that is missing, or pass a collate_fn: TorchData(..., collate_fn=...)"
+                )
+            if not isinstance(sample, Mapping):
+                return  # torch raises an error
+        for key in first:
+            _require_same_keys([sample[key] for sample in samples])
+    elif isinstance(first, tuple | list) and all(isinstance(sample, tuple | list) for sample in samples):
+        for items in zip(*samples, strict=False):  # torch raises an error for different lengths
+            _require_same_keys(items)
 
 
 @dataclass(eq=False, repr=False)
@@ -331,7 +355,10 @@ def _explain_collate_error(error: Exception, split: TorchSplit) -> Exception:
         return explain_unreadable(error, f"the first batch of the {split.name} data", has_workers=has_workers)
     advice = ""
     if "NoneType" in str(error):
-        advice = "; give samples without a label the class index that you pass as TorchData(..., ignore_index=...)"
+        advice = (
+            "; give samples without a label the class index that you pass as TorchData(..., ignore_index=...), and "
+            "those without one of several inputs zeros of its shape"
+        )
     elif "PIL." in str(error):
         advice = "; convert images to tensors in the Dataset, such as with torchvision.transforms.v2.PILToTensor()"
     elif "pandas." in str(error) or "polars." in str(error):

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from time import monotonic
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from kdkit.data.batch import Batch
 from kdkit.data.dataset import Data, LoaderSplit, Split, split_name
 from kdkit.data.device_data import DeviceData
+from kdkit.data.groups import groups_of
 from kdkit.data.label_check import LabelCheck
 from kdkit.data.loading import batches
 from kdkit.data.order import length_of
@@ -106,7 +106,7 @@ class Predictor:
             outputs=arrays["outputs"],
             classes=kept.classes,
             ids=arrays.get("ids"),
-            groups=_groups(split),
+            groups=groups_of(split, len(arrays["labels"])),
             per_position=has_positions,
             reduced={name.removeprefix(REDUCED): arrays[name] for name in arrays if name.startswith(REDUCED)},
         )
@@ -195,16 +195,3 @@ def _rows_of_rank(net: Net[Any], split: Split | LoaderSplit) -> Tensor | None:
     if not is_divisible or net.is_sharded:
         return None
     return torch.tensor_split(torch.arange(len(split)), world_size())[rank()]
-
-
-def _groups(split: Split | LoaderSplit) -> NDArray[np.int64] | None:
-    """Return the group of each row, such as the patient, or None. Raises DataError if there is not one per row."""
-    groups = split.groups
-    if groups is None:
-        return None
-    array = torch.as_tensor(groups).cpu().numpy()
-    if array.shape != (len(split),) or array.dtype.kind not in "iu":
-        raise DataError(
-            f"groups of a split must be integers, one per row: ({len(split)},); got {array.dtype} {array.shape}"
-        )
-    return array.astype(np.int64)

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from kdkit.data.dataset import LoaderSplit, Split, reported_split
@@ -24,6 +23,11 @@ from kdkit.utils.modules import eval_mode
 
 _SAMPLES = 64  # real samples whose outputs are compared
 _BATCH = 16
+_MULTIPLES = (1, 2, 4, 8, 16, 32)  # other sizes are multiples of the first one that the network takes, as of a U-Net
+
+
+class ExportRunError(KdkitError):
+    """A runtime fails for an exported file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,10 +103,12 @@ class Reference:
         self.scores = {metric.name: metric.compute(self.test).value for metric in self.metrics}
 
     def metric_gate(self, model: Model, points: float) -> MetricGate:
-        """Return the metric gate of an export."""
+        """Return the metric gate of an export. Raises ExportRunError if it fails for a batch."""
         try:
             exported = self._predict(as_net(self.source, model), self._tested)
-        except KdkitError:  # an output is not a finite number, or the runtime fails for a batch
+        except ExportRunError:
+            raise
+        except KdkitError:  # an output is not a finite number
             exported = None
         scores = []
         for metric in self.metrics:
@@ -134,7 +140,7 @@ class Reference:
         source = self.source
         real = [source.inputs_of(batch) for batch in source.batches(self._tested, _BATCH, count=_SAMPLES)]
         kinds = {"real": real}
-        random = source.random_inputs(like=real[0], other_sizes=False)
+        random = source.random_inputs(like=real[0])
         if self._takes(random):
             kinds["random"] = [random]
         with eval_mode(source.module), torch.no_grad():
@@ -175,9 +181,13 @@ class Reference:
 
     def _difference_at_other_sizes(self, model: Model, like: Sequence[Tensor]) -> float:
         """Return the difference for inputs of other sizes; NaN if the network or its export does not take them."""
+        several = (self.source.random_inputs(like=like, multiple=multiple) for multiple in _MULTIPLES)
+        inputs = next(filter(self._takes, several), None)
+        if inputs is None:  # the network may have positions for one length
+            return math.nan
         try:
-            return self._difference(model, self.source.random_inputs(like=like, other_sizes=True))
-        except Exception:  # the network may have positions for one length, and raise an error of any kind
+            return self._difference(model, inputs)
+        except ExportRunError:
             return math.nan
 
     def _predict(self, net: Net[Any], split: Split | LoaderSplit) -> Predictions:
@@ -200,24 +210,12 @@ def as_net(source: ExportSource, model: Model) -> Net[Any]:
 
 
 def run_model(source: ExportSource, model: Model, inputs: Sequence[Tensor]) -> Any:
-    """Return the outputs of an export for tensors in the order of the inputs. Raises KdkitError if it fails."""
+    """Return the outputs of an export for tensors in the order of the inputs. Raises ExportRunError if it fails."""
     arrays = {name: tensor.numpy() for name, tensor in zip(source.input_names, inputs, strict=True)}
     try:
         return model(arrays)
     except Exception as error:  # runtimes raise errors of any kind
         shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
-        raise KdkitError(
-            f"the export fails for {shapes}: {type(error).__name__}: {first_line(error)}{_size_advice(source, arrays)}"
+        raise ExportRunError(
+            f"the export fails for {shapes}: {type(error).__name__}: {first_line(error)}{source.size_advice(arrays)}"
         ) from error
-
-
-def _size_advice(source: ExportSource, arrays: Mapping[str, NDArray[Any]]) -> str:
-    """Return the inputs whose sizes a file does not take, and what to do; "" if it takes the sizes of all."""
-    for name, shape in source.shapes.items():
-        sizes = zip(shape, arrays[name].shape, strict=False)  # samples may lack a dimension
-        if any(isinstance(size, int) and size != given for size, given in sizes):
-            return (
-                f"; torch traces the network for {name} of shape ({', '.join(map(str, shape))}) only, as it does for "
-                "LSTM, GRU and RNN layers: pad all samples to one length"
-            )
-    return ""

@@ -38,11 +38,16 @@ def named_nodes(model: ModelProto) -> ModelProto:
 
 
 def calibration_arrays(source: ExportSource) -> list[Arrays]:
-    """Return the inputs of the network for the calibration samples, in batches."""
-    return [
+    """Return the inputs of the network for the calibration samples, in batches. Raises KdkitError for other sizes."""
+    batches: list[Arrays] = [
         {name: tensor.numpy() for name, tensor in zip(source.input_names, source.inputs_of(batch), strict=True)}
         for batch in source.calibration
     ]
+    for arrays in batches:
+        if advice := source.size_advice(arrays):
+            shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
+            raise KdkitError(f"int8 is calibrated on training samples, which have {shapes}{advice}")
+    return batches
 
 
 def choose_ranges(model: ModelProto, batches: Iterable[Arrays]) -> Ranges:

@@ -8,6 +8,7 @@ from io import StringIO
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kdkit.data.batch import Batch
@@ -220,13 +221,24 @@ class ExportSource:
             for name, sizes in zip(self.input_names, raw, strict=True)
         }
 
-    def random_inputs(self, *, like: Sequence[Tensor], other_sizes: bool) -> tuple[Tensor, ...]:
+    def size_advice(self, arrays: Mapping[str, NDArray[Any]]) -> str:
+        """Return the inputs whose sizes a file does not take, and what to do; "" if it takes the sizes of all."""
+        for name, shape in self.shapes.items():
+            sizes = zip(shape, arrays[name].shape, strict=False)  # samples may lack a dimension
+            if any(isinstance(size, int) and size != given for size, given in sizes):
+                return (
+                    f"; the file takes {name} of shape ({', '.join(map(str, shape))}) only, as those of LSTM, GRU and "
+                    "RNN layers do: pad all samples to one size"
+                )
+        return ""
+
+    def random_inputs(self, *, like: Sequence[Tensor], multiple: int = 0) -> tuple[Tensor, ...]:
         """Return random inputs with the mean and deviation of real ones.
 
         Integers, and floats that are whole numbers, may be tokens or numbers of categories, of which only real ones are
         known to be valid. So they are sampled from the real ones at the same position, such as a column of a table.
 
-        other_sizes: whether all dynamic dimensions have other sizes than the real inputs.
+        multiple: if it is above 0, all dynamic dimensions have other sizes than the real inputs, multiples of it.
         """
         generator = torch.Generator().manual_seed(self.options.seed)
         changed: dict[str, int] = {}
@@ -234,10 +246,8 @@ class ExportSource:
         for tensor, shape in zip(like, self.shapes.values(), strict=True):
             sizes = []
             for size, declared in zip(tensor.shape, shape, strict=True):
-                if other_sizes and isinstance(declared, str):
-                    # smaller and odd; not one, which some networks treat differently
-                    smaller = (3 * size // 4) | 1
-                    size = changed.setdefault(declared, smaller if size > 3 else 3 if size == 2 else 2)
+                if multiple and isinstance(declared, str):
+                    size = changed.setdefault(declared, _other_size(size, multiple))
                 sizes.append(size)
             positions = [
                 (torch.arange(size) % tensor.shape[dim]).view(-1, *(1 for _ in sizes[dim + 1 :]))
@@ -252,6 +262,16 @@ class ExportSource:
                 sampled = torch.where(is_whole, sampled, (noise * deviation + known.mean()).to(tensor.dtype))
             tensors.append(sampled)
         return tuple(tensors)
+
+
+def _other_size(size: int, multiple: int) -> int:
+    """Return another size, a multiple: a smaller one if there is one, but not 1, which some networks treat differently.
+
+    For multiple=1, sizes above 3 become odd.
+    """
+    if multiple == 1:
+        return (3 * size // 4) | 1 if size > 3 else 3 if size == 2 else 2
+    return 3 * size // 4 // multiple * multiple or (size // multiple + 1) * multiple
 
 
 class _TensorsOnly(nn.Module):

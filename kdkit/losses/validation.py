@@ -96,10 +96,20 @@ def _advice_for_tensors(tensors: Sequence[object], *, empty: bool) -> str | None
             return "convert integers with .float(), and compare labels with a loss on labels"
         batch = len(tensor) if batch is None else batch
         if len(tensor) != batch:
-            return "both must be of the same samples"
+            return f"both must be of the same samples{_advice_for_frames(*sorted((batch, len(tensor))))}"
         if not tensor.numel() and not (empty and not batch):
             return "leave out empty batches, channels and positions"
     return None
+
+
+def _advice_for_frames(samples: int, frames: int) -> str:
+    if not samples or frames % samples:
+        return ""
+    count = frames // samples
+    return (
+        f"; if a layer gets the {count} frames of a sample one by one, make them a dimension again: "
+        f"Tap(layer, element=lambda frames: frames.unflatten(0, (-1, {count})).movedim(1, 2))"
+    )
 
 
 def require_class_labels(labels: Tensor, student: Tensor, loss: object) -> Tensor:

@@ -24,7 +24,7 @@ from kdkit.metrics.base import (
     unknown_labels,
 )
 from kdkit.metrics.resampling import CountedMetric, Counts, Resampled
-from kdkit.metrics.thresholds import BestF1, Thresholds, thresholds_array, validate_thresholds
+from kdkit.metrics.thresholds import BestF1, FixedThresholds, Thresholds, thresholds_array, validate_thresholds
 from kdkit.utils.validation import validate_choice, validate_count
 
 Average = Literal["macro", "micro"]
@@ -139,8 +139,19 @@ class F1(CountedMetric):
         return f"{self.average}_f1{chosen_by}"
 
     def fit(self, validation: Predictions) -> Self:
-        """Return the metric with thresholds chosen on the validation split. Multiclass and positions need none."""
-        if validation.labels.ndim == 1 or validation.per_position:
+        """Return the metric with thresholds chosen on the validation split. Multiclass and positions need none.
+
+        Raises DataError for labels by class and position if `thresholds_by` is a rule that is not the default.
+        """
+        if validation.per_position:
+            is_default = self.thresholds_by in (BestF1(), FixedThresholds())
+            if validation.outputs.dtype == np.bool_ and not is_default:
+                raise DataError(
+                    f"{self.name} chooses thresholds of logits, but of labels per position only decisions at logit 0 "
+                    "are kept; leave out thresholds_by, or write a metric with reduce_positions, which gets the logits"
+                )
+            return self
+        if validation.labels.ndim == 1:
             return self
         return replace(self, thresholds=self.thresholds_by.choose(validation))
 

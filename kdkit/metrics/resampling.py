@@ -1,6 +1,7 @@
 """Compute a metric on many resamples of a split at once, from how often each resample contains each sample."""
 
 from collections.abc import Container, Iterator
+from dataclasses import replace
 from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -71,11 +72,25 @@ def resample(metric: Metric, test: Predictions, counts: Counts) -> Resampled:
     """Return the metric for each resample. A metric that is not `Resampling` is computed once per resample."""
     if isinstance(metric, Resampling):
         return metric.resampled(test, counts)
-    indices = np.arange(len(test))
     # The slow way: a copy of the split with each row repeated as often as it was drawn.
-    results = [metric.compute(test.rows(np.repeat(indices, column))) for column in counts.T.astype(np.int64)]
+    results = [metric.compute(drawn_samples(test, column)) for column in counts.T.astype(np.int64)]
     by_class = [[result.by_class.get(name, np.nan) for result in results] for name in test.classes]
     return Resampled(np.array([result.value for result in results]), np.array(by_class, dtype=np.float64))
+
+
+def drawn_samples(test: Predictions, times: NDArray[np.int64]) -> Predictions:
+    """Return a split that has each sample as often as it was drawn. times: how often, (samples,).
+
+    A group that was drawn twice becomes two groups, of which the first keeps its number: a metric by group, such as a
+    share of patients, would count it once.
+    """
+    drawn = test.rows(np.repeat(np.arange(len(test)), times))
+    if test.groups is None or not len(drawn):
+        return drawn
+    groups, unit_of_sample = np.unique(test.groups, return_inverse=True)
+    copies = np.arange(len(drawn)) - np.repeat(np.cumsum(times) - times, times)  # 0 for the first of each sample
+    others = groups[-1] + 1 + np.repeat(unit_of_sample, times) + (copies - 1) * len(groups)
+    return replace(drawn, groups=np.where(copies > 0, others, np.repeat(test.groups, times)).astype(np.int64))
 
 
 def affordable_resamples(metric: Metric, resamples: int, *, level: float) -> int:

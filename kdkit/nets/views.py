@@ -98,10 +98,12 @@ class Inputs:
 class Images:
     """Images with values from 0 to 1, (batch, channels, height, width), normalised by channel and optionally resized.
 
-    uint8 images, which take a quarter of the memory, are divided by 255 first.
+    Videos are (batch, channels, time, height, width), and each of their frames is an image. Images of uint8, which take
+    a quarter of the memory, are divided by 255 first.
     only: the key or position of the images, such as "image" or 0, if the inputs of the data are a mapping or a tuple;
     None if the images are the only input.
-    channels_last: whether the images of the data are (batch, height, width, channels), as in NumPy and OpenCV.
+    channels_last: whether the images of the data are (batch, height, width, channels), as in NumPy and OpenCV, and
+    videos (batch, time, height, width, channels).
     size: the height and width that the network expects. Images are resized by bilinear interpolation with anti-aliasing
     before they are normalised; None keeps their size. dtype: the network's dtype, such as torch.bfloat16, if it is not
     float32.
@@ -190,11 +192,12 @@ class Images:
         if self.channels_last:
             images = images.movedim(-1, 1)
         if count > 1 and images.shape[1] not in (1, count):
-            form = f"(batch, height, width, {count})" if self.channels_last else f"(batch, {count}, height, width)"
-            raise RecipeError(
-                f"the view Images has {count} means, so it takes images {form}; got {shape}"
-                + ("; pass Images(channels_last=True)" if shape[-1] == count and not self.channels_last else "")
-            )
+            positions = "time, height, width" if len(shape) == 5 else "height, width"
+            form = f"(batch, {positions}, {count})" if self.channels_last else f"(batch, {count}, {positions})"
+            advice = "; pass Images(channels_last=True)" if shape[-1] == count and not self.channels_last else ""
+            if len(shape) == 5 and shape[2] == count:
+                advice = "; move the channels before the time in the data: video.movedim(1, 0)"
+            raise RecipeError(f"the view Images has {count} means, so it takes images {form}; got {shape}{advice}")
         if images.dtype == torch.uint8:
             images = images.float() / 255
         elif not images.is_floating_point():
@@ -203,8 +206,9 @@ class Images:
                 "convert the images in the data"
             )
         if self.size is not None and images.shape[-2:] != self.size:
-            images = nn.functional.interpolate(images, self.size, mode="bilinear", antialias=True)
-        mean, std = (_per_channel(values, images.dtype, images.device) for values in (self.mean, self.std))
+            images = _resized(images, self.size)
+        channels = (1, -1, *(1,) * (images.ndim - 2))
+        mean, std = (_tensor(values, images.dtype, images.device).view(channels) for values in (self.mean, self.std))
         return (_converted((images - mean) / std, self.dtype),), {}
 
 
@@ -227,10 +231,17 @@ def _validate_dtype(dtype: object) -> None:
         )
 
 
+def _resized(images: Tensor, size: Sequence[int]) -> Tensor:
+    """Return images, or the frames of videos, (batch, channels, time, height, width), of this height and width."""
+    frames = images if images.ndim == 4 else images.movedim(2, 1).flatten(0, 1)
+    frames = nn.functional.interpolate(frames, size, mode="bilinear", antialias=True)
+    return frames if images.ndim == 4 else frames.view(len(images), images.shape[2], *frames.shape[1:]).movedim(1, 2)
+
+
 @lru_cache
-def _per_channel(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return one value per channel, (1, channels, 1, 1). Cached, because a copy to a GPU waits for it."""
-    return torch.tensor(values, dtype=dtype, device=device).view(1, -1, 1, 1)
+def _tensor(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return a value per channel, (channels,). Cached, because a copy to a GPU waits for it."""
+    return torch.tensor(values, dtype=dtype, device=device)
 
 
 def as_view(view: "View | Callable[[Batch], Call]", net: str) -> View:

@@ -14,7 +14,7 @@ from kdkit.errors import ContractError, describe
 from kdkit.metrics.base import Metric, MetricResult, PositionReducing, Predictions, is_better, lower_is_better, one_hot
 
 _SAMPLES, _CLASSES = 60, 10
-_POSITIONS: dict[int, tuple[int, ...]] = {0: (), 1: (6,), 2: (4, 3)}
+_POSITIONS: dict[int, tuple[int, ...]] = {0: (), 1: (6,), 2: (4, 3), 3: (3, 2, 2)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from kdkit.metrics.base import (
     takes_any_outputs,
 )
 from kdkit.metrics.bootstrap import without_interval
-from kdkit.metrics.resampling import Resampling, draw_counts
+from kdkit.metrics.resampling import Resampling, draw_counts, drawn_samples
 from kdkit.testing.metric_case import Example, MetricCase, correct_predictions
 
 _FLAGS = ("lower_is_better", "accepts_unknown", "accepts_positions", "any_outputs", "is_biased")
@@ -39,7 +39,7 @@ def check_metric(
     metric: Metric,
     *,
     task: Task = "multiclass",
-    position_dims: Literal[0, 1, 2] = 0,
+    position_dims: Literal[0, 1, 2, 3] = 0,
     predictions: Predictions | None = None,
     ignores_unlabelled: bool = True,
 ) -> None:
@@ -47,7 +47,8 @@ def check_metric(
 
     task: the labels of the 60 samples that it is checked on: one of 10 classes, 10 labels of 0 and 1, or two positive
     numbers with outputs of the same shape.
-    position_dims: of the labels of each sample: 1 for tokens, 2 for pixels, for a metric that accepts positions.
+    position_dims: of the labels of each sample: 1 for tokens, 2 for pixels, 3 for voxels, for a metric that accepts
+    positions.
     predictions: other predictions to check, of a network that is right, for a metric that needs certain classes,
     shapes, ids or groups. They have at least 8 samples with different labels.
     ignores_unlabelled: whether positions without a label must not count.
@@ -101,9 +102,9 @@ def _validated(metric: Any, task: Task, position_dims: int, predictions: Any) ->
             )
     if task not in get_args(Task):
         raise ContractError(f"task must be one of {', '.join(get_args(Task))}; got {task!r}")
-    dims = {0} if task == "regression" or predictions is not None else {0, 1, 2}
+    dims = {0} if task == "regression" or predictions is not None else {0, 1, 2, 3}
     if position_dims not in dims:
-        options = "0, because numbers and predictions=... are per sample" if dims == {0} else "0, 1 or 2"
+        options = "0, because numbers and predictions=... are per sample" if dims == {0} else "0, 1, 2 or 3"
         raise ContractError(f"position_dims must be {options}; got {position_dims!r}")
     if position_dims and not getattr(without_interval(metric), "accepts_positions", False):
         raise ContractError(
@@ -257,7 +258,7 @@ def _resamples_as_it_computes(case: MetricCase) -> None:
         )
     names = ("the value", *(f"the value of {name!r}" for name in classes))
     for column, times in enumerate(counts.T.astype(np.int64)):
-        example = case.mixed.select_rows("drawn samples", np.repeat(case.rows, times))
+        example = Example("drawn samples", drawn_samples(case.mixed.predictions, times))
         result = case.compute(fitted, example, _UNDEFINED)
         expected = [result.value, *(result.by_class.get(name, math.nan) for name in classes)]
         values = [resampled[0][column], *np.asarray(resampled[1])[:, column]]

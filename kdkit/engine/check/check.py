@@ -14,6 +14,7 @@ from kdkit.engine.check.estimate import Estimator, StageEstimate
 from kdkit.engine.check.metric_problems import number_metric_problems
 from kdkit.engine.check.notices import (
     direction_notices,
+    group_notices,
     metric_notices,
     run_notices,
     shared_net_notices,
@@ -85,6 +86,7 @@ def check(
             *dict.fromkeys(notice for item in checks for notice in item.notices),
             *shared_net_notices(recipe.stages),
             *direction_notices(recipe.metrics),
+            *group_notices(recipe.data),
         ),
         loader_batch=next((item.loader_batch for item in checks if item.loader_batch is not None), None),
     )

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kdkit.data.dataset import Data, LoaderSplit
+from kdkit.data.groups import groups_of
 from kdkit.data.labels import without_ignored
 from kdkit.engine.failures.network_errors import line_of_user_code
-from kdkit.errors import KdkitError
+from kdkit.errors import DataError, KdkitError
 from kdkit.losses.base import BuildContext
 from kdkit.metrics.base import Metric, MetricResult, PositionReducing, Predictions
 from kdkit.metrics.bootstrap import without_interval
@@ -68,8 +69,7 @@ def undefined_monitors(recipe: Recipe, context: BuildContext) -> Iterator[str]:
     if not len(labels) or (labels != labels[0]).any():
         return
     outputs = np.random.default_rng(0).standard_normal((len(labels), len(context.classes)))
-    ids = _ids(recipe.data, len(labels))
-    predictions = Predictions(labels=labels, outputs=outputs, classes=context.classes, ids=ids)
+    predictions = _predictions(recipe.data, labels=labels, outputs=outputs, classes=context.classes)
     metrics = {metric.name: without_interval(metric) for metric in recipe.metrics}
     for stage in recipe.stages:
         monitor = stage.training.monitor or next(iter(metrics))
@@ -113,13 +113,7 @@ def number_metric_problems(
             reasons = [
                 _problem(
                     metric,
-                    partial(
-                        Predictions,
-                        labels=truth,
-                        outputs=predicted,
-                        classes=context.classes,
-                        ids=_ids(recipe.data, len(truth)),
-                    ),
+                    partial(_predictions, recipe.data, labels=truth, outputs=predicted, classes=context.classes),
                 )
                 for truth, predicted in (arrays, noise)
             ]
@@ -150,11 +144,16 @@ def _problem(metric: Metric, predict: Callable[[], Predictions]) -> str | None:
     return None
 
 
-def _ids(data: Data, count: int) -> NDArray[np.int64] | None:
-    """Return ids of validation samples, (count,), repeated if there are fewer; None if samples have no ids."""
-    if isinstance(data.validation, LoaderSplit) or not len(data.validation):
-        return None
-    return np.resize(data.validation.ids.cpu().numpy(), count)
+def _predictions(data: Data, *, labels: NDArray[Any], **columns: Any) -> Predictions:
+    """Return predictions with ids and groups of validation samples, repeated if there are fewer, if these have any."""
+    split, count = data.validation, len(labels)
+    ids = groups = None
+    if not isinstance(split, LoaderSplit) and len(split):
+        ids = np.resize(split.ids.cpu().numpy(), count)
+    with contextlib.suppress(DataError):  # another problem
+        of_split = groups_of(split, None)
+        groups = None if of_split is None or not len(of_split) else np.resize(of_split, count)
+    return Predictions(labels=labels, ids=ids, groups=groups, **columns)
 
 
 def _of_samples(classes: tuple[str, ...], context: BuildContext, data: Data) -> Predictions:
@@ -164,7 +163,7 @@ def _of_samples(classes: tuple[str, ...], context: BuildContext, data: Data) -> 
     labels: NDArray[Any] = np.arange(len(outputs)) % len(classes)
     if context.task == "multilabel":
         labels = (labels[:, None] == np.arange(len(classes))).astype(float)
-    return Predictions(labels=labels, outputs=outputs, classes=classes, ids=_ids(data, len(labels)))
+    return _predictions(data, labels=labels, outputs=outputs, classes=classes)
 
 
 def _rows_of_samples(classes: tuple[str, ...]) -> int:
@@ -181,5 +180,5 @@ def _of_positions(metric: Metric, classes: tuple[str, ...], context: BuildContex
     reduced: dict[str, NDArray[Any]] = {}
     if isinstance(metric, PositionReducing):
         reduced[metric.name] = metric.reduce_positions(torch.from_numpy(logits), torch.from_numpy(labels)).numpy()
-    ids = _ids(data, len(labels))
-    return Predictions(labels=labels, outputs=decisions, classes=classes, ids=ids, per_position=True, reduced=reduced)
+    columns = {"outputs": decisions, "classes": classes, "per_position": True, "reduced": reduced}
+    return _predictions(data, labels=labels, **columns)

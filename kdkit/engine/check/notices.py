@@ -5,11 +5,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from math import ceil
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from kdkit.data.batch import Batch, nested_tensors
 from kdkit.data.dataset import Data
+from kdkit.data.groups import groups_by_split
 from kdkit.data.labels import is_ignored
 from kdkit.engine.check.facts import Facts
 from kdkit.engine.check.output_problems import feature_teachers
@@ -19,7 +21,7 @@ from kdkit.engine.stage.terms import BoundTerm
 from kdkit.engine.stage.train_state import build_balancer, optimized_parameters
 from kdkit.engine.stage.training_batches import batches_per_epoch
 from kdkit.errors import DataError
-from kdkit.losses.base import BuildContext, describe_loss, is_of_kdkit, is_per_position, loss_name
+from kdkit.losses.base import BuildContext, Loss, describe_loss, is_of_kdkit, is_per_position, loss_name
 from kdkit.losses.catalog import ON_FEATURES
 from kdkit.losses.contrastive import CRD
 from kdkit.losses.hints import DistilHubert, Hint, SquareHead
@@ -53,6 +55,7 @@ def stage_notices(facts: Facts) -> Iterator[str]:
     yield from _views(facts)
     yield from _channels(facts)
     yield from _class_orders(facts)
+    yield from _classes_of_positions(facts)
     yield from _probabilities(facts)
     yield from _features_of_one_side(facts)
     yield from _moved_channels(facts)
@@ -60,6 +63,7 @@ def stage_notices(facts: Facts) -> Iterator[str]:
     yield from _frames_of_sequences(facts)
     yield from _unlabelled_positions(facts)
     yield from _padding(facts)
+    yield from _padding_of_labels(facts)
     yield from _sequences(facts)
     yield from _single_positions(facts)
     yield from _terms_of_copied_labels(facts)
@@ -109,6 +113,22 @@ def _channels(facts: Facts) -> Iterator[str]:
     for tap in facts.taps:
         if isinstance(tap, Tap) and tap.form.notice:
             yield tap.form.notice
+
+
+def _classes_of_positions(facts: Facts) -> Iterator[str]:
+    """Yield a notice if classes without names may be positions, as of labels (batch, frames, classes)."""
+    shape, context = tuple(facts.batch.labels.shape[1:]), facts.context
+    is_numbered = context.classes == tuple(map(str, range(len(context.classes))))
+    if context.task != "multilabel" or len(shape) < 2 or not is_numbered:  # without labels, there is a placeholder
+        return
+    is_known = any(net.channels_last for net in facts.module.students)  # the user has thought of the order
+    if not is_known and shape[-1] < min(shape[:-1]):
+        sizes = " x ".join(map(str, shape[1:]))
+        yield (
+            f"the labels are taken for {shape[0]} classes at {sizes} positions; if the {shape[-1]} are the classes, "
+            "move them to the second dimension, labels.movedim(-1, 1), and pass Net(..., channels_last=True) if the "
+            "outputs have this order too; otherwise pass the names of the classes, TorchData(..., classes=[...])"
+        )
 
 
 def _class_orders(facts: Facts) -> Iterator[str]:
@@ -263,10 +283,10 @@ def _padding(facts: Facts) -> Iterator[str]:
     tensors = [tensor for tensor in nested_tensors(facts.batch.inputs) if tensor is not mask]
     is_waveform = any(tensor.is_floating_point() and tensor.shape == mask.shape for tensor in tensors)
     for term, _, inputs in facts.checked_terms:
-        # Other losses of kdkit compare samples or whole maps, or select positions themselves.
-        by_token = isinstance(term.loss, Hint | Cosine | SquareHead | DistilHubert) or not is_of_kdkit(term.loss)
         student = inputs.student
-        if term.target is None or term.rows is not None or not by_token or not isinstance(student, Tensor):
+        if term.target is None or term.rows is not None or not isinstance(student, Tensor):
+            continue
+        if not _compares_tokens(term.loss):
             continue
         of_side, frames = masks.get(student.ndim), student.shape[-1]
         is_of_frames = is_waveform and student.ndim == 3 and 1 < frames < mask.shape[1]
@@ -282,6 +302,41 @@ def _padding(facts: Facts) -> Iterator[str]:
                 f"{'frames' if is_of_frames else 'tokens'} of the first samples; {wrapper}({describe_loss(term.loss)}"
                 f"{option} leaves it out"
             )
+
+
+def _padding_of_labels(facts: Facts) -> Iterator[str]:
+    """Yield a notice for each term that compares positions after the last label of a sample.
+
+    If the inputs have a mask, `_padding` looks at features. With CTC, labels are not of positions.
+    """
+    labels, context = facts.batch.labels, facts.context
+    if facts.problems or context.task == "regression" or context.position_dims != 1 or facts.computes_ctc:
+        return
+    if not context.has_labels:
+        return
+    has_label = ~(is_ignored(labels, context.ignored_labels) if labels.ndim == 2 else labels.isnan().all(1))
+    padding = ~has_label.flip(1).cummax(1).values.flip(1) & has_label.any(1, keepdim=True)  # (batch, positions)
+    has_mask = isinstance(facts.batch.inputs, Mapping) and "attention_mask" in facts.batch.inputs
+    for term, inputs, whole in facts.checked_terms if padding.any() else ():
+        student = whole.student
+        if term.target is None or not isinstance(student, Tensor) or student.shape[2:] != padding.shape[1:]:
+            continue
+        if term.rows is not None:  # it leaves out positions without a label only if labels are class indices
+            compares = len(as_tuple(inputs.student)[0]) == padding.numel()
+        else:
+            moved = torch.where(padding[:, None], student + 1, student)
+            compares = not has_mask and _compares_tokens(term.loss) and _changes(facts, term, whole, moved)
+        if compares:
+            yield (
+                f"term {term.label!r} also compares positions after the last label, {padding.float().mean():.0%} of "
+                f"those of the first samples; if they are padding, Masked({describe_loss(term.loss)}, mask=...) with "
+                "the mask of the others leaves it out"
+            )
+
+
+def _compares_tokens(loss: Loss) -> bool:
+    """Return whether a loss may compare tokens one by one; most of kdkit's compare samples, or select tokens."""
+    return isinstance(loss, Hint | Cosine | SquareHead | DistilHubert) or not is_of_kdkit(loss)
 
 
 def _sequences(facts: Facts) -> Iterator[str]:
@@ -414,6 +469,22 @@ def direction_notices(metrics: Sequence[Metric]) -> Iterator[str]:
             yield (
                 f"higher values of metric {metric.name!r} count as better; if it is an error, set its attribute "
                 "lower_is_better = True, otherwise to False"
+            )
+
+
+def group_notices(data: Data) -> Iterator[str]:
+    """Yield notices about groups of samples, such as patients, that are in the training data and in another split."""
+    try:
+        groups = groups_by_split(data)
+    except DataError:  # a problem
+        return
+    for name in groups if "train" in groups else ():
+        shared = np.intersect1d(groups["train"], groups[name])
+        if name != "train" and len(shared):
+            yield (
+                f"{len(shared):,} of the {len(np.unique(groups[name])):,} groups of the {name} data are in the train "
+                "data too: if they are patients or the like, metrics are too optimistic, so divide the data by group; "
+                "otherwise number the groups of all splits together"
             )
 
 

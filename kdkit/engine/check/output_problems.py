@@ -118,6 +118,11 @@ def _columns_problem(net: Net[Any], output: Tensor, facts: Facts) -> str | None:
         return _order_problem(net, context)
     if output.shape[1:] == (len(classes), *positions):
         return None
+    if positions and labels.ndim == output.ndim > 2 and output.shape[1:] == (*positions, len(classes)):
+        return (
+            f"net {net.name!r} has outputs of shape {shape} for labels of shape {_batch_shape(labels.shape)}; its "
+            "classes are the last dimension: pass Net(..., channels_last=True), which moves them"
+        )
     # Of classes in the last dimension, nothing but the positions of the labels says so.
     if positions and output.ndim == 2 + len(positions) and len(classes) in (output.shape[1], output.shape[-1]):
         return (
@@ -131,6 +136,12 @@ def _columns_problem(net: Net[Any], output: Tensor, facts: Facts) -> str | None:
         advice = "; masks (height, width, 1) need labels.squeeze(-1) in the data"
     if positions and len(classes) == 2 and output.shape[1:] == (1, *positions):
         advice = "; labels for one output are floats (samples, 1, *positions), and TorchData(..., classes=1)"
+    if positions and labels.ndim == output.ndim and output.shape[1] in (labels.shape[1], labels.shape[-1]):
+        dim = 1 if labels.shape[1] == output.shape[1] else -1
+        advice = (
+            f"; if the labels are 0 and 1 by class, make them class indices, labels.argmax({dim}), or, if a position "
+            "may have several classes, floats (samples, classes, *positions)"
+        )
     if labels.ndim > 1 and not positions and output.ndim > 2:
         advice = "; if the labels are classes of positions, pass TorchData(..., task='multiclass')"
     if output.ndim == 1:

@@ -7,10 +7,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from kdkit.data.groups import groups_by_split
 from kdkit.engine.check.metric_problems import metrics_of_unknown_labels, undefined_monitors, unfit_metrics
 from kdkit.engine.stage.training_batches import batches_per_epoch
 from kdkit.engine.storage.history import KEYS
-from kdkit.errors import KdkitError, RecipeError, did_you_mean
+from kdkit.errors import DataError, KdkitError, RecipeError, did_you_mean
 from kdkit.losses.base import BuildContext, allows_any_classes, function_of, option_of
 from kdkit.nets.net import NAME_CLASSES, Net, conflict_of_classes
 from kdkit.recipe.objective import Term, Truth
@@ -36,6 +37,7 @@ def recipe_problems(recipe: Recipe, context: BuildContext) -> Iterator[str]:
     yield from _cache_of_largest_outputs(recipe, context)
     yield from _views_of_other_inputs(recipe)
     yield from _teachers_of_other_classes(recipe, context)
+    yield from _groups(recipe)
 
 
 def _duplicate_names(recipe: Recipe, context: BuildContext) -> Iterator[str]:
@@ -83,6 +85,13 @@ def _order_of_stages(recipe: Recipe) -> Iterator[str]:
                 )
         earlier.append(stage.name)
         trained |= set(stage.objectives)
+
+
+def _groups(recipe: Recipe) -> Iterator[str]:
+    try:
+        groups_by_split(recipe.data)
+    except DataError as error:
+        yield str(error)
 
 
 def _epochs_without_end(recipe: Recipe) -> Iterator[str]:

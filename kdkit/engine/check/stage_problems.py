@@ -113,11 +113,13 @@ def _requirement_problems(term: Term, context: BuildContext) -> Iterator[str]:
             advice = "PerPosition(loss, ignore_index=None) compares all positions"
         yield f"it learns from labels, but the training data has none; {advice}"
     if context.has_unknown and uses_labels(term) and not accepts_unknown(term.loss):
-        wrap, omit = "wrap it: kdkit.losses.IgnoreUnknown(...)", "use a loss that takes no labels"
-        yield (
-            f"labels of this data may be unknown, but {type(term.loss).__name__} does not leave them out; "
-            f"{wrap if isinstance(term, Truth) else omit}"
-        )
+        advice = "wrap it: kdkit.losses.IgnoreUnknown(...)"
+        if not isinstance(term, Truth):
+            advice = "use a loss that takes no labels"
+        elif not isinstance(term.loss, nn.Module) or getattr(term.loss, "reduction", None) not in ("mean", "sum"):
+            advice = "leave out those that are NaN in it, and set its attribute accepts_unknown = True"
+        name = getattr(term.loss, "__name__", None) or type(term.loss).__name__
+        yield f"labels of this data may be unknown, but {name} does not leave them out; {advice}"
 
 
 def _teacher_problems(net: Net[Any], match: Match, stage: Stage, context: BuildContext) -> Iterator[str]:

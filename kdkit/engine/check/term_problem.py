@@ -102,6 +102,13 @@ class TermCheck:
         for name, buffer in buffers:
             if buffer.dtype == torch.float64 != self.first.dtype:
                 return f"; its {name} is float64, as arrays of NumPy are: convert it with .float()"
+        classes, *positions = self.first.shape[1:] or (0,)
+        for name, buffer in loss.named_buffers() if isinstance(loss, nn.Module) and positions else ():
+            if buffer.shape == (classes,) != (1,):  # such as the `pos_weight` of BCEWithLogitsLoss
+                shape = ", ".join(["-1", *("1" for _ in positions)])
+                return (
+                    f"; its {name.rpartition('.')[2]} has a value for each class, so give it positions: .view({shape})"
+                )
         if isinstance(self.inputs.student, tuple) and "'tuple'" in str(error):
             return "; it takes one tap on each side: write a term for each pair of taps"
         if self.term.alignment is not None:

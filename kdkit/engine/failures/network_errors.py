@@ -21,6 +21,7 @@ from kdkit.teachers.base import Teacher
 from kdkit.utils.signatures import parameters_by_name
 
 _POSITIONS = {nn.Conv1d: ("length",), nn.Conv2d: ("height", "width"), nn.Conv3d: ("depth", "height", "width")}
+_OF_ARRAYS = (torch.float64, torch.uint8, torch.int8, torch.int16, torch.uint16)
 _BATCH_NORM = "Expected more than 1 value per channel when training"  # the start of torch's message
 _LIBRARIES = (Path(torch.__file__).parent, Path(kdkit.__file__).parent)
 
@@ -175,7 +176,7 @@ def _arguments(module: Any) -> Collection[inspect.Parameter]:
 
 
 def _dtype_advice(net: Net[Any], inputs: list[Tensor], error: Exception) -> str:
-    """Return advice if a network fails for float64 or uint8 inputs, common dtypes of arrays and images, or ""."""
+    """Return advice if a network fails for inputs of a dtype that is common in arrays, images or scans, or ""."""
     parameters = net.module.parameters() if isinstance(net.module, nn.Module) else ()
     expected = next((parameter.dtype for parameter in parameters if parameter.is_floating_point()), None)
     is_half = expected in (torch.float16, torch.bfloat16)
@@ -186,7 +187,7 @@ def _dtype_advice(net: Net[Any], inputs: list[Tensor], error: Exception) -> str:
             f"; give it inputs of its dtype, Net(..., view={view}dtype={expected})), or compute everything in half "
             f"precision, precision={precision!r}; keep networks in training in float32: .float()"
         )
-    different = [tensor.dtype for tensor in inputs if tensor.dtype in (torch.float64, torch.uint8)]
+    different = [tensor.dtype for tensor in inputs if tensor.dtype in _OF_ARRAYS]
     # Every message of torch about dtypes contains "type" or "dtype".
     if expected is None or not different or different[0] == expected or "type" not in str(error):
         return ""

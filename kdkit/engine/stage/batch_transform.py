@@ -61,6 +61,10 @@ class BatchTransform:
             hint = ""
             if "type Byte" in reason and any(tensor.dtype is torch.uint8 for tensor in nested_tensors(batch.inputs)):
                 hint = "; uint8 images cannot be mixed: add v2.ToDtype(torch.float32, scale=True) to their transforms"
+            if "4 dims, but got 5" in reason:  # of MixUp and CutMix of torchvision
+                hint = (
+                    "; videos need tv_tensors.Video of torchvision: lambda videos, labels: mix(Video(videos), labels)"
+                )
             raise DataError(f"batch_transform fails for a batch of {len(batch)} samples: {reason}{hint}") from error
         if not isinstance(changed, tuple | list) or len(changed) != 2 or not isinstance(changed[1], Tensor):
             raise DataError(f"batch_transform must return (inputs, labels), but returned a {type(changed).__name__}")

@@ -10,6 +10,7 @@ from timm.data import Mixup
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, TensorDataset, WeightedRandomSampler
+from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 import kdkit
@@ -423,6 +424,24 @@ def test_a_transform_that_does_not_fit_is_a_problem_before_training(transform, m
     train = TensorDataset(IMAGES[:11], LABELS[:11])
     with pytest.raises(CheckError, match=message):
         kdkit.run(image_recipe(train, batch_transform=transform))
+
+
+def test_videos_are_mixed_if_they_have_the_type_of_videos():
+    videos = TensorDataset(torch.rand(12, 3, 2, 4, 4), LABELS[:12])
+    mix = v2.MixUp(num_classes=3)
+    student = Net("student", nn.Sequential(nn.Flatten(), nn.Linear(96, 3)))
+
+    def problems(transform):
+        data = TorchData(videos, videos, batch_transform=transform)
+        return kdkit.check(
+            Recipe(data=data, schedule=[Stage({student: Truth(nn.CrossEntropyLoss())}, Training(epochs=1))])
+        ).problems
+
+    (problem,) = problems(mix)
+    assert problem.endswith(
+        "videos need tv_tensors.Video of torchvision: lambda videos, labels: mix(Video(videos), labels)"
+    )
+    assert problems(lambda inputs, labels: mix(tv_tensors.Video(inputs), labels)) == ()
 
 
 def test_images_of_bytes_that_cannot_be_mixed_are_refused_with_the_transform_to_add():

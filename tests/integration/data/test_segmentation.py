@@ -572,6 +572,16 @@ def test_outputs_of_another_size_than_the_labels_are_a_problem():
     assert "outputs of shape (batch, 3, 4, 4) for labels of shape (batch, 8, 8)" in problems(recipe)
 
 
+@pytest.mark.parametrize("dim", [1, -1])
+def test_integer_masks_that_are_one_hot_are_refused_with_the_remedy(dim):
+    inputs, labels = images().tensors
+    masks = TensorDataset(inputs, nn.functional.one_hot(labels.where(labels < 3, 0), 3).movedim(-1, dim))
+    recipe = recipe_of(
+        Truth(cross_entropy()), Net("student", nn.Conv2d(3, 3, 1)), TorchData(masks, masks, classes=CLASSES)
+    )
+    assert f"if the labels are 0 and 1 by class, make them class indices, labels.argmax({dim})" in problems(recipe)
+
+
 def test_outputs_per_image_for_labels_per_pixel_are_a_problem():
     student = Net("student", nn.Sequential(nn.Flatten(), nn.Linear(192, 3)))
     recipe = recipe_of(Truth(cross_entropy()), student, TorchData(images(), images(), classes=CLASSES))

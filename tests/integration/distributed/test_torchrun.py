@@ -554,6 +554,7 @@ def test_a_signal_ends_all_processes_after_one_step_with_a_checkpoint_and_no_ste
     assert process.wait(60) == 1  # of torchrun
     assert process.output(2).count("stopped\n") == 1
     assert "stopping after this batch\n" in process.output(2)
+    assert "checkpoint: torchrun --nproc-per-node=2 -m kdkit run --resume run\n" in process.output(2)
     if launcher == ("agent.py",):
         assert {(tmp_path / f"code-{rank}").read_text() for rank in (0, 1)} == {str(128 + number)}
     assert max(launched.checkpoints()) >= 7  # it waited in the second epoch

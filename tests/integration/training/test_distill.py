@@ -204,7 +204,7 @@ def test_numbers_without_a_label_are_learned_from_the_teacher_and_left_out_of_th
     write_report([tmp_path / "run"], tmp_path / "report.html")
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.uint8])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.uint8, torch.int16])
 @pytest.mark.parametrize("classes", [None, ["a", "b", "c"]])
 def test_inputs_of_the_dtype_of_arrays_or_images_are_named(dtype, classes):
     inputs, labels = dataset("multiclass", 8, 0).tensors

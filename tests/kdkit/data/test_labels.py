@@ -178,6 +178,27 @@ def test_the_error_about_masks_of_one_class_names_the_dimension_that_they_lack()
         TorchData(masks, masks, classes=["object"])
 
 
+@pytest.mark.parametrize(
+    ("train", "validation", "classes", "advice"),
+    [
+        ((12, 3), (12, 3), ["a", "b", "c"], r"classes to the second dimension, .*: labels\.movedim\(-1, 1\)"),
+        ((12, 3), (10, 3), None, r"if they are the last one, labels\.movedim\(-1, 1\)"),
+        ((12,), (10,), None, r"for one class at positions, .* \(samples, 1, positions\): labels\.unsqueeze\(1\)"),
+    ],
+)
+def test_the_error_about_labels_of_frames_says_which_dimension_has_the_classes(train, validation, classes, advice):
+    splits = (TensorDataset(torch.zeros(8, 2), torch.zeros(8, *shape)) for shape in (train, validation))
+    with pytest.raises(DataError, match=advice):
+        TorchData(*splits, task="multilabel", classes=classes)
+
+
+def test_binary_classes_of_frames_whose_number_differs_are_refused_with_their_task():
+    splits = [TensorDataset(torch.zeros(8, 2), torch.zeros(8, frames, dtype=torch.int64)) for frames in (12, 10)]
+    with pytest.raises(DataError, match=r"classes of positions, such as frames, pass task='multiclass'"):
+        TorchData(*splits)
+    assert TorchData(*splits, task="multiclass", classes=2).position_dims == 1
+
+
 def test_the_error_about_integer_labels_and_one_output_names_the_labels_of_binary_cross_entropy():
     binary = visible((INPUTS[:, 0] > 0).long())
     with pytest.raises(
@@ -414,6 +435,10 @@ def test_a_run_with_unknown_labels_has_finite_terms_and_metrics():
         (
             unknown_recipe(nn.BCEWithLogitsLoss()),
             "BCEWithLogitsLoss does not leave them out; wrap it: kdkit.losses.Ignore",
+        ),
+        (
+            unknown_recipe(F.binary_cross_entropy_with_logits),
+            "leave out those that are NaN in it, and set its attribute accepts_unknown = True",
         ),
         (
             unknown_recipe(kdkit.losses.IgnoreUnknown(), dkd=kdkit.losses.PerLabelDKD()),

@@ -34,6 +34,16 @@ def test_one_hot_labels_of_all_splits_may_be_multiclass(dtype):
     assert notices(dataset(labels), dataset(one_hot(LABELS).to(dtype), 1)) == ()
 
 
+def test_one_hot_masks_may_be_multiclass():
+    masks = one_hot(torch.arange(12 * 8).reshape(12, 2, 4) % 3).movedim(-1, 1).float()
+    (notice,) = notices(dataset(masks), dataset(masks, 1))
+    assert notice.startswith("each position has exactly one class, ")
+    assert notice.endswith("pass class indices: labels.argmax(1)")
+    assert notices(dataset(masks), dataset(masks, 1), task="multilabel") == ()
+    masks[3, :, 1, 1] = 1
+    assert notices(dataset(masks), dataset(masks, 1)) == ()
+
+
 def test_floats_of_0_and_1_without_a_column_are_noticed():
     labels = (LABELS == 0).float()
     assert notices(dataset(labels), dataset(labels, 1)) == (

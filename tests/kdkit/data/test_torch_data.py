@@ -417,6 +417,18 @@ class Batches:
         return ((torch.zeros(size, 2), torch.zeros(size, dtype=torch.int64)) for size in self.sizes)
 
 
+@pytest.mark.parametrize("lacking", [0, 2])
+@pytest.mark.parametrize("nested", [False, True])
+def test_samples_that_lack_an_input_are_refused_and_not_those_of_the_others_dropped(lacking, nested):
+    def sample(row):
+        scan = {"t1": torch.zeros(2)} | ({} if row == lacking else {"t2": torch.ones(2)})
+        return ({"scan": scan} if nested else scan), row % 3
+
+    rows = Rows([sample(row) for row in range(4)])
+    with pytest.raises(DataError, match=r"samples of a batch have different keys, .*'t1', 't2'.*; give all of them"):
+        TorchData(rows, rows, classes=3).train.batch(torch.arange(4), 0)
+
+
 def test_sparse_samples_are_refused_with_the_remedy():
     rows = Rows([(torch.eye(3)[row].to_sparse(), row) for row in range(3)])
     with pytest.raises(DataError, match=r"samples of the train data are sparse, .*; make them dense, \.to_dense\(\)"):

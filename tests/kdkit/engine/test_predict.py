@@ -236,6 +236,14 @@ def test_predictions_have_the_groups_of_their_split():
     assert reduced.groups.tolist() == [row for row, label in enumerate(predictions.labels) if label != 1]
 
 
+def test_the_groups_of_a_loader_are_those_of_its_samples():
+    loader = DataLoader(TensorDataset(torch.randn(6, 4), torch.arange(6) % 3), 4)
+    data = TorchData(loader, loader, classes=3)
+    data.validation.groups = [0, 0, 1, 1, 2, 2]
+    predictions = predictor(data).predict(tiny_net("net"), data.validation, batch_size=4)
+    assert predictions.groups.tolist() == [0, 0, 1, 1, 2, 2]
+
+
 @pytest.mark.parametrize("groups", [torch.arange(5), torch.rand(6), torch.zeros(6, 1, dtype=torch.int64)])
 def test_groups_must_be_an_integer_per_row(groups):
     data = tiny_data()

@@ -19,7 +19,7 @@ from kdkit.export.attempt import Attempt
 from kdkit.export.gates import Reference, run_model
 from kdkit.export.metadata import metadata_of
 from kdkit.export.onnx_exporter import Int8OnnxExporter, OnnxExporter, cpu_session
-from kdkit.export.onnx_int8 import choose_ranges
+from kdkit.export.onnx_int8 import calibration_arrays, choose_ranges
 from kdkit.export.pt2 import Pt2Exporter
 from kdkit.metrics import MSE, R2, FixedThresholds, MacroF1, MeanIoU
 from kdkit.utils.files import to_json
@@ -162,14 +162,44 @@ def test_a_recurrent_net_on_samples_of_different_lengths_is_refused_with_the_adv
         return nn.utils.rnn.pad_sequence(signals, batch_first=True), torch.tensor(labels)
 
     rows = [(torch.randn(3 + row, 2), row % 3) for row in range(20)]
-    source = source_of(Recurrent, TorchData(rows, rows[:12], classes=3, collate_fn=pad))
+    source = source_of(Recurrent, TorchData(rows, rows[:12], rows[:5], classes=3, collate_fn=pad))
     exporter = Pt2Exporter()
     model = exporter.open(exporter.export(source).content)
-    advice = r"torch traces .* signals of shape \(batch, 14, 2\) only, .* pad all samples to one length"
+    advice = r"the file takes signals of shape \(batch, 14, 2\) only, .* pad all samples to one size"
     with pytest.raises(KdkitError, match=rf"the export fails for signals \(3, 9, 2\): .*; {advice}"):
         run_model(source, model, [torch.randn(3, 9, 2)])
     with pytest.raises(KdkitError, match=r"the export fails for signals \(3, 14\): "):
         run_model(source, model, [torch.randn(3, 14)])
+    with pytest.raises(KdkitError, match=rf"the export fails for signals \(5, 7, 2\): .*; {advice}"):
+        Reference(source).metric_gate(model, 1.0)
+    with pytest.raises(
+        KdkitError, match=rf"calibrated on training samples, which have signals \(16, \d+, 2\); {advice}"
+    ):
+        calibration_arrays(source)
+
+
+def test_a_net_that_takes_multiples_of_a_size_is_exported_for_all_of_them(tmp_path):
+    class UNet(nn.Module):
+        """Two levels, so the height and the width must be multiples of 4."""
+
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Conv2d(2, 3, 1)
+
+        def forward(self, images):
+            coarse = nn.functional.max_pool2d(nn.functional.max_pool2d(images, 2), 2)
+            return self.head(torch.cat([images, nn.functional.interpolate(coarse, scale_factor=4)], 1))
+
+    def scenes(size):
+        return TensorDataset(torch.randn(4, 1, size, size), torch.randint(0, 3, (4, size, size)))
+
+    source = source_of(UNet, TorchData(scenes(8), scenes(16), scenes(12)), metrics=(MeanIoU(),))
+    weights = tmp_path / "weights.safetensors"
+    weights.touch()
+    attempt = Attempt.best_of(source, Reference(source), Pt2Exporter(), weights)
+    assert attempt.passed
+    assert attempt.metadata["inputs"][0]["shape"] == ["batch", 1, "height", "width"]
+    assert attempt.numeric.differences["other sizes"] <= 1e-6
 
 
 def test_a_net_whose_view_takes_a_part_of_the_inputs_is_converted():
@@ -289,12 +319,14 @@ def test_weights_that_do_not_fit_into_one_file_are_refused_before_they_are_conve
         OnnxExporter().export(source)
 
 
+@pytest.mark.parametrize("multiple", [1, 2, 8])
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 16, 100])
-def test_other_sizes_differ_from_those_of_the_data_and_are_not_one(size):
+def test_other_sizes_differ_from_those_of_the_data_and_are_not_one(size, multiple):
     source = SimpleNamespace(options=ExportOptions(), shapes={"x": ("batch", 3, "length")})
-    (other,) = ExportSource.random_inputs(source, like=[torch.randn(size, 3, size)], other_sizes=True)
+    (other,) = ExportSource.random_inputs(source, like=[torch.randn(size, 3, size)], multiple=multiple)
     assert other.shape[1] == 3
     assert {1, size}.isdisjoint((other.shape[0], other.shape[2]))
+    assert other.shape[2] % multiple == 0
 
 
 class Table(nn.Module):

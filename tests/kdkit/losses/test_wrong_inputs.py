@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from kdkit import RecipeError, registry
-from kdkit.losses import FSP, BuildableLoss, BuildContext, ReviewKD, SemCKD, extra_kwargs_of
+from kdkit.losses import FSP, AttentionTransfer, BuildableLoss, BuildContext, ReviewKD, SemCKD, extra_kwargs_of
 from kdkit.losses.base import loss_name
 from kdkit.losses.catalog import ON_OUTPUTS, PER_LABEL, PRESETS
 
@@ -113,3 +113,10 @@ def test_positions_may_differ_from_batch_to_batch(loss):
     built, later = torch.randn(4, 6, 5), torch.randn(4, 6, 7)
     loss.build((built.shape,), (built.shape,), CONTEXT, None)
     assert loss(later, later).isfinite()
+
+
+@pytest.mark.parametrize(("frames", "is_advised"), [(12, True), (10, False)])
+def test_features_of_single_frames_are_refused_with_the_tap_that_collects_them(frames, is_advised):
+    with pytest.raises(RecipeError, match=r"\(4, 6, 3, 3, 3\): both must be of the same samples") as caught:
+        AttentionTransfer()(torch.randn(frames, 6, 3, 3), torch.randn(4, 6, 3, 3, 3))
+    assert ("element=lambda frames: frames.unflatten(0, (-1, 3)).movedim(1, 2)" in str(caught.value)) == is_advised

@@ -1,5 +1,7 @@
 """Tests of bootstrap intervals: fast resampling equals slow resampling, coverage is nominal, groups are drawn whole."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
@@ -19,7 +21,7 @@ from kdkit.metrics import (
     Pearson,
 )
 from kdkit.metrics.bootstrap import bootstrap_interval
-from kdkit.metrics.resampling import Resampling, affordable_resamples, draw_counts, resample
+from kdkit.metrics.resampling import Resampling, affordable_resamples, draw_counts, drawn_samples, resample
 from kdkit_ecg.labels import scored_classes
 from kdkit_ecg.metrics import ChallengeMetric
 
@@ -155,6 +157,38 @@ def test_a_vocabulary_takes_little_memory(monkeypatch):
     assert [chunk.shape[1] for chunk in draw_counts(test, 20, seed=0)] == [9, 9, 2]
     assert metric.compute(test) == whole
     assert list(whole.intervals_by_class) == [str(word) for word in range(7)]
+
+
+class ShareOfPatients:
+    """The share of patients whose samples are right on average."""
+
+    name = "share_of_patients"
+
+    def fit(self, validation):
+        return self
+
+    def compute(self, test):
+        right = test.outputs.argmax(1) == test.labels
+        patients = [right[test.groups == group].mean() > 0.5 for group in np.unique(test.groups)]
+        return MetricResult(value=np.mean(patients))
+
+
+def test_a_metric_by_group_counts_a_group_as_often_as_it_is_drawn():
+    labels = np.arange(60) % 2
+    outputs = np.eye(2)[np.where(np.random.default_rng(0).random(60) < 0.7, labels, 1 - labels)]
+    samples = Predictions(labels=labels, outputs=outputs, classes=("a", "b"))
+    expected = BootstrapInterval(without_resampled(Accuracy()), resamples=200).compute(samples).interval
+    for count in (1, 2):  # samples of each patient
+        rows = np.repeat(np.arange(60), count)
+        patients = replace(samples.rows(rows), groups=rows)
+        assert BootstrapInterval(ShareOfPatients(), resamples=200).compute(patients).interval == expected
+
+
+def test_the_first_of_two_equal_groups_keeps_its_number():
+    test = replace(multilabel(rows=3), groups=np.array([7, -2, 7]))
+    drawn = drawn_samples(test, np.array([2, 1, 2]))
+    assert drawn.groups.tolist() == [7, 9, -2, 7, 9]
+    assert drawn_samples(test, np.array([0, 0, 0])).groups.tolist() == []
 
 
 def test_groups_are_drawn_whole():

@@ -1,5 +1,7 @@
 """Metrics of predictions with a label for each pixel or token."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -8,13 +10,17 @@ from torch import nn
 
 from kdkit.errors import DataError
 from kdkit.metrics import (
+    F1,
     Accuracy,
+    BestF1,
     BootstrapInterval,
     CrossEntropy,
+    FixedThresholds,
     MeanIoU,
     Perplexity,
     Predictions,
     TopKAccuracy,
+    YoudenJ,
     classification,
 )
 from tests.helpers.positions import CLASSES
@@ -75,3 +81,14 @@ def test_a_metric_that_needs_logits_refuses_predictions_of_classes_alone(metric)
     stored = Predictions(labels=labels, outputs=labels, classes=CLASSES, per_position=True)
     with pytest.raises(DataError, match=r"needs the logits of positions, .*Recipe\(metrics=...\)"):
         metric.compute(stored)
+
+
+@pytest.mark.parametrize(
+    ("rule", "is_refused"),
+    [(YoudenJ(), True), (FixedThresholds(1.0), True), (FixedThresholds(), False), (BestF1(), False)],
+)
+def test_thresholds_of_logits_that_are_not_kept_are_refused(rule, is_refused):
+    labels = np.arange(24).reshape(2, 3, 4) % 2
+    kept = Predictions(labels=labels, outputs=labels == 1, classes=("a", "b", "c"), per_position=True)
+    with pytest.raises(DataError, match="only decisions at logit 0 are kept") if is_refused else nullcontext():
+        assert F1(thresholds_by=rule).fit(kept).compute(kept).value == 1

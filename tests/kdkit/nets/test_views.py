@@ -113,12 +113,24 @@ def test_images_of_arrays_in_a_mapping_are_those_of_a_tensor():
     assert Images(mean=0.5, only="image").notice({"image": 255 * torch.ones(1, 1, 2, 2)})
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_the_frames_of_videos_are_normalised_and_resized_as_images(channels_last):
+    videos = torch.randint(0, 256, (2, 3, 3, 8, 6), dtype=torch.uint8)  # (batch, channels, time, height, width)
+    options = {"mean": (0.1, 0.2, 0.3), "std": (0.3, 0.2, 0.1), "size": (4, 5)}
+    given = videos.movedim(1, -1) if channels_last else videos
+    (prepared,), _ = Images(**options, channels_last=channels_last)(batch(given))
+    for time in range(3):
+        (frame,), _ = Images(**options)(batch(videos[:, :, time]))
+        torch.testing.assert_close(prepared[:, :, time], frame)
+
+
 @pytest.mark.parametrize(
     ("options", "shape", "message"),
     [
         ({}, (2, 8, 8, 3), r"\(batch, 3, height, width\); got \(2, 8, 8, 3\); pass Images\(channels_last=True\)"),
         ({}, (2, 4, 8, 8), r"\(batch, 3, height, width\); got \(2, 4, 8, 8\)$"),
         ({"channels_last": True}, (2, 3, 8, 8), r"\(batch, height, width, 3\); got \(2, 3, 8, 8\)$"),
+        ({}, (2, 5, 3, 8, 8), r"\(batch, 3, time, height, width\); got .*; move the channels .*video\.movedim\(1, 0\)"),
     ],
 )
 def test_images_with_another_number_of_channels_than_means_are_refused(options, shape, message):

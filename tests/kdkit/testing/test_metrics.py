@@ -376,7 +376,7 @@ class PixelAccuracy(Share):
         return (test.outputs == test.labels).mean()
 
 
-@pytest.mark.parametrize("position_dims", [1, 2])
+@pytest.mark.parametrize("position_dims", [1, 2, 3])
 def test_a_metric_of_positions_passes(position_dims):
     check_metric(Entropy(), position_dims=position_dims)
     check_metric(OfAllPositions(), position_dims=position_dims, ignores_unlabelled=False)
@@ -432,7 +432,7 @@ FEW = Predictions(labels=np.arange(4), outputs=np.eye(4), classes=("a", "b", "c"
         ),
         (len, {}, "check_metric takes a metric"),
         (Share(), {"task": "classes"}, "task must be one of multiclass, multilabel, regression; got 'classes'"),
-        (Share(), {"position_dims": 3}, "position_dims must be 0, 1 or 2; got 3"),
+        (Share(), {"position_dims": 4}, "position_dims must be 0, 1, 2 or 3; got 4"),
         (Share(), {"task": "regression", "position_dims": 1}, "position_dims must be 0, because numbers"),
         (Share(), {"predictions": FEW}, r"kdkit.Predictions of at least 8 samples, .*; got Predictions\(4 samples"),
         (Share(), {"predictions": np.eye(4)}, "predictions must be kdkit.Predictions"),

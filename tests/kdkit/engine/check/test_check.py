@@ -32,7 +32,7 @@ from kdkit import (
 )
 from kdkit.engine.run_record import notices
 from kdkit.engine.storage.history import KEYS
-from kdkit.errors import CheckError, RecipeError
+from kdkit.errors import CheckError, DataError, RecipeError
 from kdkit.losses import DKD, RKD, Cosine, Hint, LogitMSE, Masked, SoftTargets
 from kdkit.metrics import R2, Accuracy, Brier, CrossEntropy, MacroF1, MeanAveragePrecision, MeanIoU
 from kdkit.metrics.base import WithoutThresholds
@@ -611,6 +611,24 @@ def test_a_metric_that_looks_up_samples_is_tried_with_ids_of_validation_data(tas
     truth = {"multiclass": nn.CrossEntropyLoss(), "multilabel": nn.BCEWithLogitsLoss(), "regression": nn.MSELoss()}
     recipe = one_stage(tiny_net("student"), Truth(truth[task]), data)
     assert not check(replace(recipe, metrics=(LookUp(),))).problems
+
+
+@pytest.mark.parametrize("task", ["multiclass", "multilabel", "regression"])
+def test_a_metric_of_patients_is_tried_with_groups_of_validation_data(task):
+    class Patients(WithoutThresholds):
+        name = "patients"
+
+        def compute(self, test):
+            if test.groups is None:
+                raise DataError("patients needs groups")
+            return MetricResult(value=len(np.unique(test.groups)))
+
+    data = tiny_data(task)
+    truth = {"multiclass": nn.CrossEntropyLoss(), "multilabel": nn.BCEWithLogitsLoss(), "regression": nn.MSELoss()}
+    recipe = replace(one_stage(tiny_net("student"), Truth(truth[task]), data), metrics=(Patients(),))
+    assert "patients needs groups" in only_problem(recipe)
+    data.validation.groups = torch.arange(len(data.validation)) // 2
+    assert not check(recipe).problems
 
 
 def test_a_metric_of_classes_is_a_problem_for_numbers():

@@ -12,6 +12,7 @@ from torch.utils.data import TensorDataset
 
 from kdkit import (
     AverageWeights,
+    Distiller,
     Inputs,
     LinearRamp,
     Match,
@@ -557,7 +558,7 @@ class Tagger(nn.Module):
         self.body, self.head = nn.Conv1d(4, 5, 1), nn.Conv1d(5, 3, 1)
         self.attention = nn.Identity()
 
-    def forward(self, inputs, attention_mask):
+    def forward(self, inputs, attention_mask=None):
         hidden = self.body(inputs)
         self.attention((hidden[..., None] * hidden[:, :, None]).softmax(-1))
         return self.head(hidden)
@@ -632,6 +633,107 @@ def test_a_term_that_compares_the_padding_of_waveforms_is_noticed(loss):
         "44% of the frames of the first samples; Masked(Hint, mask=...) with the mask of the frames leaves it out"
     )
     assert [expected in notice for notice in padding] == ([True] if isinstance(loss, Hint) else [])
+
+
+def sound_events(labels, loss, **options):
+    """Return the plan of a student that learns sound events, (8, classes, frames), from a teacher by a loss."""
+    count, frames = labels.shape[1:]
+    inputs = {"inputs": torch.randn(8, 4, frames), "mask": ~labels.isnan().all(1)}
+    rows = [({name: tensor[row] for name, tensor in inputs.items()}, labels[row]) for row in range(8)]
+    nets = [Net(name, nn.Conv1d(4, count, 1), view=Inputs(only=("inputs",)), trained=True) for name in "ts"]
+    goal = Truth(IgnoreUnknown(nn.BCEWithLogitsLoss())) + Match(nets[0], loss)
+    return check(one_stage(nets[1], goal, TorchData(rows, rows, unknown=float("nan"), **options)))
+
+
+@pytest.mark.parametrize("padding", [0, 3])
+@pytest.mark.parametrize("loss", [PerLabelSoftTargets(), Masked(PerLabelSoftTargets(), mask="mask")])
+def test_a_term_that_compares_frames_in_the_padding_of_labels_is_noticed(loss, padding):
+    labels = (torch.arange(8 * 2 * 12).reshape(8, 2, 12) % 3 == 0).float()
+    labels[:, :, :2] = torch.nan  # not padding: frames that nobody labelled
+    labels[:, :, 12 - padding :] = torch.nan
+    notices = [text for text in sound_events(labels, loss, classes=["a", "b"]).notices if "padding" in text]
+    expected = (
+        "after the last label, 25% of those of the first samples; if they are padding, Masked(PerLabelSoftTargets("
+    )
+    assert [expected in notice for notice in notices] == [True] * (padding > 0 and not isinstance(loss, Masked))
+
+
+@pytest.mark.parametrize(("loss", "part"), [(Hint(), "body"), (nn.MSELoss(), None), (SoftTargets(), None)])
+@pytest.mark.parametrize("has_mask", [False, True])
+def test_a_term_that_compares_features_after_the_last_label_is_noticed(loss, part, has_mask):
+    inputs, labels = torch.randn(8, 4, 6), torch.arange(48).reshape(8, 6) % 3
+    labels[:, 4:] = -100
+    rows = [
+        ({"inputs": row} | {"attention_mask": torch.ones(6)} if has_mask else row, label)
+        for row, label in zip(inputs, labels, strict=True)
+    ]
+    teacher, student = Net("teacher", Tagger(), trained=True), Net("student", Tagger())
+    taps = {"student": Tap(getattr(student.module, part)), "target": Tap(getattr(teacher.module, part))} if part else {}
+    data = TorchData(rows, rows, classes=3)
+    notices = check(one_stage(student, plain_goal() + Match(teacher, loss, **taps), data)).notices
+    expected = "after the last label, 33% of those of the first samples; if they are padding, Masked("
+    assert any(expected in notice for notice in notices) == (not has_mask and not isinstance(loss, SoftTargets))
+
+
+@pytest.mark.parametrize(("shape", "classes"), [((12, 2), None), ((2, 12), None), ((12, 2), [*"abcdefghijkl"])])
+def test_classes_that_may_be_frames_are_noticed_if_they_have_no_names(shape, classes):
+    labels = (torch.arange(8 * 24).reshape(8, *shape) % 3 == 0).float()
+    notices = sound_events(labels, PerLabelSoftTargets(), classes=classes).notices
+    assert any(
+        "taken for 12 classes at 2 positions; if the 2 are the classes, move" in notice for notice in notices
+    ) == (shape == (12, 2) and classes is None)
+
+
+@pytest.mark.parametrize("loss", [PerLabelSoftTargets(), SoftTargets()])
+@pytest.mark.parametrize("conv", [nn.Conv1d, nn.Conv2d])
+def test_outputs_per_position_without_labels_are_not_noticed(loss, conv, recwarn):
+    teacher, student = (Net(name, conv(3, 2, 1), channels_last=False, trained=True) for name in "ts")
+    inputs = torch.randn(4, 3, *(6,) * (2 if conv is nn.Conv2d else 1))
+    task = "multilabel" if isinstance(loss, PerLabelSoftTargets) else "multiclass"
+    with Distiller(student, 1.0 * Match(teacher, loss), example=(inputs, None), task=task, classes=2) as distiller:
+        assert distiller(inputs, None).loss.isfinite()
+    assert not recwarn.list
+
+
+def test_weights_of_classes_without_positions_are_refused_with_their_shape():
+    labels = (torch.arange(8 * 24).reshape(8, 2, 12) % 3 == 0).float()
+    rows = TensorDataset(torch.randn(8, 4, 12), labels)
+    for weights, problems in ((torch.ones(2), 1), (torch.ones(2, 1), 0)):
+        truth = Truth(IgnoreUnknown(nn.BCEWithLogitsLoss(pos_weight=weights)))
+        plan = check(one_stage(Net("student", nn.Conv1d(4, 2, 1)), truth, TorchData(rows, rows, classes=["a", "b"])))
+        assert len(plan.problems) == problems
+        advice = "; its pos_weight has a value for each class, so give it positions: .view(-1, 1)"
+        assert all(problem.endswith(advice) for problem in plan.problems)
+
+
+def test_outputs_with_the_classes_of_frames_last_are_named():
+    labels = (torch.arange(8 * 24).reshape(8, 2, 12) % 3 == 0).float()
+    rows = TensorDataset(torch.randn(8, 12, 4), labels)
+    data = TorchData(rows, rows, classes=["a", "b"])
+    (problem,) = check(one_stage(Net("student", nn.Linear(4, 2)), Truth(nn.BCEWithLogitsLoss()), data)).problems
+    assert problem.endswith("its classes are the last dimension: pass Net(..., channels_last=True), which moves them")
+
+
+def plan_of_groups(train, test):
+    data = tiny_data()
+    data.train.groups, data.test.groups = train, test
+    return check(one_stage(tiny_net("student"), plain_goal(), data))
+
+
+def test_groups_that_are_in_two_splits_are_noticed():
+    count = len(tiny_data().train)
+    plan = plan_of_groups(torch.arange(count), torch.tensor([3, 3, 3, count, 4, count]))
+    assert any("2 of the 3 groups of the test data are in the train data too: " in notice for notice in plan.notices)
+    apart = plan_of_groups(torch.arange(count), torch.arange(6) + count)
+    assert not any("groups" in notice for notice in apart.notices)
+    assert not any("groups" in notice for notice in plan_of_groups(None, torch.arange(6)).notices)
+
+
+@pytest.mark.parametrize("groups", [torch.arange(5), torch.rand(6), ["a", "a", "b", "b", "c", "c"]])
+def test_groups_that_are_not_an_integer_for_each_sample_are_found_before_the_run(groups):
+    (problem,) = plan_of_groups(None, groups).problems
+    assert problem.startswith("groups of the test data must be integers, one per row: (6,); got ")
+    assert problem.endswith("such as with numpy.unique(names, return_inverse=True)[1]")
 
 
 @pytest.mark.parametrize(("context", "is_noticed"), [(nullcontext, True), (torch.random.fork_rng, False)])
