@@ -129,7 +129,8 @@ class CacheFolder:
         try:
             if not exists(self.path) or not self.path.is_dir():
                 raise CacheError(
-                    f"there is no folder {self.path}; expected a teacher cache, such as runs/teacher_cache"
+                    f"there is no folder {self.path}; pass a teacher cache: next to a run folder, such as "
+                    "runs/teacher_cache, or in the folder of --seeds or a sweep, such as runs/my-seeds/teacher_cache"
                 )
             with self._locked():
                 yield

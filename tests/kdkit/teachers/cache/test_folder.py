@@ -272,7 +272,7 @@ def test_entries_are_deleted_by_net_and_by_the_beginning_of_their_name(tmp_path)
     (left,) = make_folder(tmp_path).kept()
     assert [entry.net for entry in make_folder(tmp_path).delete(left.path.name[:12])] == ["assistant"]
     assert make_folder(tmp_path).delete("all") == []
-    with pytest.raises(CacheError, match="there is no folder"):
+    with pytest.raises(CacheError, match=r"there is no folder .*; pass a teacher cache: next to .* or in the folder"):
         CacheFolder(tmp_path / "elsewhere").kept()
 
 
