@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
@@ -86,6 +87,8 @@ class Study:
     ) -> Iterator[TrialResult]:
         """Run the trials that are not finished, and yield the result of each trial. A failure does not stop the others.
 
+        The trials run while the results are read, `for result in study.run(): ...`. Warns if they are not read.
+
         options: as for `kdkit.run`, except that the study sets `out`, `seed` and `resume`.
         jobs: how many trials run at once, each in a process with its share of the cores. Results are equal, bit for
         bit, to those of one job with as many threads. With the device "auto" or "cuda", each job gets the GPU with
@@ -106,12 +109,17 @@ class Study:
         if options is not None and options.only is not None:
             raise RecipeError("a study trains all stages of its trials; expected RunOptions(only=None)")
         require_guarded_script()
+        return _Results(self._run_trials(options or RunOptions(), callbacks, jobs, cluster))
+
+    def _run_trials(
+        self, options: RunOptions, callbacks: Sequence[object], jobs: int, cluster: Cluster | None
+    ) -> Iterator[TrialResult]:
         self._digests.clear()  # weights may have changed since the last call
         with locked_folder(self.folder, FileLock(self.folder / LOCK), _unwritable):
             workers = self._workers(jobs, cluster)
             if not isinstance(workers, InProcess):
                 require_picklable(callbacks)
-            prepare = partial(self._prepare, options or RunOptions(), callbacks)
+            prepare = partial(self._prepare, options, callbacks)
             with closing(workers):
                 yield from run_trials(self.trials, prepare, workers)
 
@@ -290,3 +298,24 @@ def _source_file(recipe: Callable[..., Recipe]) -> Path | None:
     except TypeError:  # a callable that is not a function
         return None
     return Path(file) if file is not None and Path(file).is_file() else None
+
+
+class _Results(Iterator[TrialResult]):
+    """The results of trials, which run while these are read. Warns if it is deleted before the first one is read."""
+
+    def __init__(self, results: Iterator[TrialResult]) -> None:
+        self._results = results
+        self._is_read = False
+
+    def __next__(self) -> TrialResult:
+        self._is_read = True
+        return next(self._results)
+
+    def __del__(self) -> None:
+        if not self._is_read:
+            warnings.warn(
+                "no trial was run, because the results of run() were not read; read them, as in `for result in "
+                "study.run(): ...`",
+                RuntimeWarning,
+                stacklevel=2,
+            )

@@ -13,7 +13,7 @@ import pytest
 import torch
 from filelock import FileLock
 
-from kdkit import Net, Parallel, Recipe, RecipeError, RunOptions, Stage, Study, Trial, hookimpl
+from kdkit import Net, Parallel, Recipe, RecipeError, RunOptions, Stage, Study, Sweep, Trial, hookimpl
 from kdkit.errors import RunFolderError
 from kdkit.losses import SoftTargets
 from kdkit.plugins.recipe_file import load_file
@@ -127,6 +127,17 @@ def test_a_finished_trial_is_skipped_and_a_new_one_is_run(tmp_path):
     before = (tmp_path / "big" / "metrics.json").stat().st_mtime_ns  # a second run would write the file again
     assert run_states(Study(tmp_path, pair())) == {"big": "skipped", "small": "finished"}
     assert (tmp_path / "big" / "metrics.json").stat().st_mtime_ns == before
+
+
+def test_a_study_whose_results_are_not_read_runs_no_trial_and_warns(tmp_path):
+    study = Study(tmp_path, pair()[:1])
+    with pytest.warns(RuntimeWarning, match="no trial was run, because the results of run.* were not read") as warned:
+        study.run(CPU)
+    assert [warning.filename for warning in warned] == [__file__]
+    assert not study.finished("big")
+    sweep = Sweep(recipe, {"width": [4, 8]}, folder=tmp_path / "sweep", seeds=1)
+    with pytest.warns(RuntimeWarning, match="no trial was run"):
+        sweep.run(CPU)
 
 
 def test_metrics_and_predictions_of_a_trial_are_read_from_its_folder(tmp_path):
