@@ -323,7 +323,8 @@ def test_a_recipe_of_a_notebook_is_compared_by_its_code(tmp_path):
 
 def test_results_of_a_study_that_was_not_iterated_over_are_missing_with_the_remedy(tmp_path):
     study = Study(tmp_path, pair())
-    study.run(CPU)
+    with pytest.warns(RuntimeWarning, match="no trial was run"):
+        study.run(CPU)
     with pytest.raises(RunFolderError, match=r"trial 'big' was not run in .*: for result in study\.run\(\): \.\.\."):
         study.metrics("big")
     with pytest.raises(RunFolderError, match="did you mean 'small'"):
