@@ -48,9 +48,10 @@ def estimate_lines(estimate: StageEstimate, device: torch.device) -> Iterator[st
         steps = describe_count(times.steps, "step")
         # Two times that round to the same number would be confusing.
         after = f", {about(cached)} with cached outputs" if cached < 0.95 * times.seconds else ""
+        source = f", from one forward pass of {times.timed_samples} samples" if times.is_rough else ""
         yield (
-            f"about {about(times.seconds)} per epoch of {steps} on {processor}{after}; "
-            "not counting data loading and validation"
+            f"{'roughly' if times.is_rough else 'about'} {about(times.seconds)} per epoch of {steps} on {processor}"
+            f"{after}{source}; not counting data loading and validation"
         )
         reading = estimate.reading_seconds
         if reading is not None and reading > max(_SLOW_READING * times.seconds, 1.0):

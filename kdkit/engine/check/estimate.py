@@ -42,7 +42,7 @@ class StageEstimate:
     """The cost of a stage.
 
     multiply_adds: of a forward pass for one sample, by the name of each student and each teacher that runs; networks
-    that cannot be counted are left out. times: None if they could not be measured quickly.
+    that cannot be counted are left out. times: None if they could not be measured.
     reading_seconds: the time in which one process reads the training data of an epoch, None if unknown.
     caching: whether the outputs of each frozen teacher are cached, by name.
     """

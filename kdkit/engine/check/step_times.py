@@ -31,6 +31,7 @@ class StepTimes:
     seconds: the time of an epoch in which every teacher runs. teachers: the share of each teacher in it, in seconds by
     name. steps: the number of training steps of an epoch. timed_samples: the batch size of the timed step.
     peak_memory_bytes: of this step on CUDA, if it had a whole batch; None otherwise.
+    is_rough: whether steps are so slow that only a forward pass was timed.
     """
 
     seconds: float
@@ -38,6 +39,7 @@ class StepTimes:
     steps: int
     timed_samples: int
     peak_memory_bytes: int | None
+    is_rough: bool = False
 
 
 def time_steps(open_stage: OpenStage, data: Data, batch: Batch, *, budget: float) -> StepTimes | None:
@@ -84,9 +86,18 @@ def _measure(open_stage: OpenStage, data: Data, batch: Batch, steps: "_Steps", *
     tiny = transformed(data, batch.rows(torch.arange(min(len(batch), 4, whole))))
     budget = ends - time.perf_counter()
     try:
+        forward = steps.losses(tiny)[1]
         # The backward pass and the update take about twice as long as the forward pass.
-        if 4 * steps.losses(tiny)[1].seconds > budget:
-            return None
+        if 4 * forward.seconds > budget:
+            factor, of_teachers = whole / len(tiny) * total, sum(forward.teachers.values())
+            return StepTimes(
+                seconds=(3 * forward.seconds - 2 * of_teachers) * factor,
+                teachers={name: taken * factor for name, taken in forward.teachers.items()},
+                steps=total,
+                timed_samples=len(tiny),
+                peak_memory_bytes=None,
+                is_rough=True,
+            )
         timed = small = steps.fastest(tiny, until=ends - 0.75 * budget)
         affordable = len(tiny) * (ends - time.perf_counter()) / small.seconds
         # The first step with a batch size is slower than later ones, so there should be time for two. If only a small
