@@ -70,7 +70,8 @@ class NearestNeighbours(CountedMetric):
                 cosines[ids[0][block, None] == ids[1]] = -np.inf
             # argpartition of numpy takes 16 times as long
             largest, nearest = (part.numpy() for part in torch.from_numpy(cosines).topk(k, 1))
-            weights = np.exp((largest.astype(np.float64) - 1) / self.temperature)
+            # Divided by the largest weight, so that not all are 0 at a low temperature; -inf is no neighbour.
+            weights = np.exp((largest - np.maximum(largest[:, :1], -2)).astype(np.float64) / self.temperature)
             votes = np.zeros((len(cosines), len(names)))
             np.add.at(votes, (np.arange(len(cosines))[:, None], columns[nearest]), weights)
             yield (names[votes.argmax(1)] == labels[block]) & votes.any(1)
