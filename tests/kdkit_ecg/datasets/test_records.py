@@ -240,8 +240,8 @@ def test_a_column_that_is_no_class_because_of_some_values_is_noticed(tree, tmp_p
     ("texts", "shown"), [(("pos", "neg"), "neg, pos"), (("0.9", "0.2"), "0.2, 0.9"), (("x", ""), "x")]
 )
 def test_a_column_of_two_other_values_or_of_probabilities_is_noticed(tree, tmp_path, texts, shown):
-    rows = [(f"r{number}", "yN"[number % 2], texts[number % 2], number) for number in range(24)]
-    write_table(tmp_path, *rows, columns="record,AF,VT,number")
+    rows = [(f"r{number}", "yN"[number % 2], texts[number % 2], number, 500) for number in range(24)]
+    write_table(tmp_path, *rows, columns="record,AF,VT,number,rate")
     data = Records(tree, tmp_path / "labels.csv", **RAW)
     assert data.classes == ("AF",)
     (notice,) = data.notices
