@@ -25,7 +25,8 @@ class NearestNeighbours(CountedMetric):
     cosines vote, each with the weight exp(cosine / temperature). On that split itself, a sample does not find itself.
 
     k: the number of neighbours. temperature: of the weights; the default is that of DINO (Caron et al. 2021,
-    "Emerging Properties in Self-Supervised Vision Transformers", arXiv:2104.14294), whose k is 20.
+    "Emerging Properties in Self-Supervised Vision Transformers", arXiv:2104.14294), whose k is 20. known: the
+    validation split; `fit` sets it.
     """
 
     any_outputs: ClassVar[bool] = True
