@@ -192,8 +192,8 @@ class Records(FoldedDataset):
                     )
                 excluded.add(ExclusionReason.NAME, source.path)
             elif row.labels is None:
-                reason = ExclusionReason.SOME_LABELS if row.lacks_some else ExclusionReason.NO_LABEL
-                excluded.add(reason, source.path)
+                may_lack = row.lacks_some and self.task != "multiclass"
+                excluded.add(ExclusionReason.SOME_LABELS if may_lack else ExclusionReason.NO_LABEL, source.path)
             else:
                 age, sex = source.age if row.age is None else row.age, row.sex or source.sex
                 sources[record] = replace(
