@@ -101,7 +101,7 @@ class Records(FoldedDataset):
         ]
         mixed = [
             f"the column {column!r} of the table of labels is not a class, because it has values other than 0 and 1: "
-            f"{first_names(texts)}; if one of these means unknown, pass unknown=..."
+            f"{first_names(texts)}; if a number among these means unknown, pass unknown=..."
             for column, texts in self._table.mixed.items()
         ]
         hidden = [f"the {role} of a person is a label, so networks do not get it" for role in self._hidden]

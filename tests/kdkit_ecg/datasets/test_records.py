@@ -239,7 +239,7 @@ def test_a_column_that_is_no_class_because_of_some_values_is_noticed(tree, tmp_p
         ("AF",),
         (
             "the column 'VT' of the table of labels is not a class, because it has values other than 0 and 1: 2; if "
-            "one of these means unknown, pass unknown=...",
+            "a number among these means unknown, pass unknown=...",
         ),
     )
 
