@@ -53,7 +53,7 @@ def classes(folder: Path, net: str | None, resamples: int, sensitivity: float | 
             # Metrics on the split that selected the thresholds are better than those on new samples.
             print_note(console, "there is no test split, so thresholds were chosen on the same samples")
         if sensitivity is not None and all(row.threshold is None for row in rows):
-            print_note(console, "the class with the largest output is predicted, so there are no thresholds to choose")
+            print_note(console, "thresholds are for several labels per sample, so --sensitivity chooses none here")
         missing = describe_names(row.name for row in rows if not row.figures)
         if missing:
             print_note(console, f"no positives in {split}: {missing}")

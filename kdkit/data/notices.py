@@ -5,13 +5,13 @@ from itertools import combinations
 from typing import Any
 
 import torch
-from torch.utils.data import BatchSampler, SequentialSampler, Subset, TensorDataset
+from torch.utils.data import BatchSampler, SequentialSampler, Subset
 
-from kdkit.data.batch import content_of
+from kdkit.data.batch import content_of, is_dense, nested_tensors
 from kdkit.data.dataset import LoaderSplit, Task
 from kdkit.data.label_forms import SplitLabels
 from kdkit.data.labels import without_ignored
-from kdkit.data.torch_splits import TorchSplit, dataset_of, is_fixed, is_plain
+from kdkit.data.torch_splits import TorchSplit, dataset_of, is_fixed, is_plain, tensors_of
 from kdkit.utils.randomness import preserve_rng_state
 
 _REPEATED = 4  # samples that are read twice
@@ -157,8 +157,12 @@ def _rows_of(dataset: Any) -> tuple[object, frozenset[int] | None]:
         indices = list(dataset.indices)
         rows = indices if rows is None else [indices[row] for row in rows]
         dataset = dataset.dataset
-    if is_plain(dataset, TensorDataset):  # two of them may have the same tensors
-        key: object = tuple((tensor.data_ptr(), tensor.shape, tensor.stride()) for tensor in dataset.tensors)
+    tensors = tensors_of(dataset)
+    if tensors is not None:  # two datasets may have the same tensors
+        key: object = tuple(
+            (tensor.data_ptr(), tensor.shape, tensor.stride()) if is_dense(tensor) else id(tensor)
+            for tensor in nested_tensors(tensors)
+        )
     else:
         key = id(getattr(dataset, "source", dataset))  # batches that are not from a DataLoader have a source
     return key, None if rows is None else frozenset(map(int, rows))

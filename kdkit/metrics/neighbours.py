@@ -25,7 +25,8 @@ class NearestNeighbours(CountedMetric):
     cosines vote, each with the weight exp(cosine / temperature). On that split itself, a sample does not find itself.
 
     k: the number of neighbours. temperature: of the weights; the default is that of DINO (Caron et al. 2021,
-    "Emerging Properties in Self-Supervised Vision Transformers", arXiv:2104.14294), whose k is 20.
+    "Emerging Properties in Self-Supervised Vision Transformers", arXiv:2104.14294), whose k is 20. known: the
+    validation split; `fit` sets it.
     """
 
     any_outputs: ClassVar[bool] = True
@@ -70,7 +71,8 @@ class NearestNeighbours(CountedMetric):
                 cosines[ids[0][block, None] == ids[1]] = -np.inf
             # argpartition of numpy takes 16 times as long
             largest, nearest = (part.numpy() for part in torch.from_numpy(cosines).topk(k, 1))
-            weights = np.exp((largest.astype(np.float64) - 1) / self.temperature)
+            # Divided by the largest weight, so that not all are 0 at a low temperature; -inf is no neighbour.
+            weights = np.exp((largest - np.maximum(largest[:, :1], -2)).astype(np.float64) / self.temperature)
             votes = np.zeros((len(cosines), len(names)))
             np.add.at(votes, (np.arange(len(cosines))[:, None], columns[nearest]), weights)
             yield (names[votes.argmax(1)] == labels[block]) & votes.any(1)

@@ -215,7 +215,7 @@ class _RowParser:
                 wrong = sorted(counts.keys() - _FLAGS.keys())
                 if counts and not wrong:
                     self.flags.append(name)
-                elif self._resembles_class(counts, wrong):
+                elif len(texts) > 1 and self._resembles_class(counts, wrong):  # unlike the one rate of all records
                     self.mixed[name] = wrong
         if not self.flags and roles["label"] not in names:
             raise DataError(

@@ -101,7 +101,7 @@ class Records(FoldedDataset):
         ]
         mixed = [
             f"the column {column!r} of the table of labels is not a class, because it has values other than 0 and 1: "
-            f"{first_names(texts)}; if one of these means unknown, pass unknown=..."
+            f"{first_names(texts)}; if a number among these means unknown, pass unknown=..."
             for column, texts in self._table.mixed.items()
         ]
         hidden = [f"the {role} of a person is a label, so networks do not get it" for role in self._hidden]
@@ -192,8 +192,8 @@ class Records(FoldedDataset):
                     )
                 excluded.add(ExclusionReason.NAME, source.path)
             elif row.labels is None:
-                reason = ExclusionReason.SOME_LABELS if row.lacks_some else ExclusionReason.NO_LABEL
-                excluded.add(reason, source.path)
+                may_lack = row.lacks_some and self.task != "multiclass"
+                excluded.add(ExclusionReason.SOME_LABELS if may_lack else ExclusionReason.NO_LABEL, source.path)
             else:
                 age, sex = source.age if row.age is None else row.age, row.sex or source.sex
                 sources[record] = replace(

@@ -236,7 +236,8 @@ class Predictor:
         if flat:
             notes = (*notes, f"flat: {', '.join(flat)}")
         shares = zip(record.leads, record.invalid, strict=False)  # none for a record that a program made
-        interpolated = [f"{lead} {share:.2g}" for lead, share in shares if share and (lead in self.leads or derived)]
+        used = [(lead, share) for lead, share in shares if lead in self.leads or derived]
+        interpolated = [f"{lead} {share:.2g}" for lead, share in used if 0 < share < 1]  # if it is 1, the lead is flat
         if interpolated:
             notes = (*notes, f"share of invalid samples, which were interpolated: {', '.join(interpolated)}")
         persons = (("age", record.age, model.features[0]), ("sex", record.sex, model.features[2]))

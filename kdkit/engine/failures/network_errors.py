@@ -50,7 +50,7 @@ def describe_failure(teacher: Teacher, batch: Batch, error: Exception) -> str:
         advice = "; the items of a list are its arguments: if it takes the list itself, yield it in a tuple, (inputs,)"
     if args and has_objects(args[0]) and isinstance(error, TypeError):
         advice = _object_advice(teacher, args[0], error)
-    if _has_label_as_input(batch):
+    if (isinstance(error, TypeError) or not advice) and _has_label_as_input(batch):
         advice = "; if the second input is the label, leave out kdkit.Unlabelled(...): labels need not be used"
     if texts := sum(isinstance(value, str) for value in args):
         inputs = f"{texts} texts"

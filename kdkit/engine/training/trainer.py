@@ -160,9 +160,9 @@ class StageTrainer:
             return None
         if "stopped_by" in self.history[-1]:
             return str(self.history[-1]["stopped_by"])
-        # A constant metric has not improved since the first epoch, although the last one is kept.
-        is_constant = all(entry[self.monitor.metric.name] == best.value for entry in self.history)
-        improved = 0 if is_constant else best.epoch
+        # The first epoch with the best value, although a later one is kept if the metric was constant until then.
+        values = (entry[self.monitor.metric.name] for entry in self.history)
+        improved = next((epoch for epoch, value in enumerate(values) if value == best.value), best.epoch)
         return "patience" if patience is not None and epochs - improved > patience else None
 
     def _load_best(self) -> None:

@@ -495,6 +495,8 @@ def test_a_network_of_signals_in_mv_needs_the_unit_of_an_array(tmp_path, model, 
     lost = np.where((np.array(EIGHT)[:, None] == "V2") & (np.arange(signal.shape[1]) < 250), np.nan, signal)
     (note, _) = in_mv.predict_array(lost, unit="mV", **options).notes
     assert note == f"share of invalid samples, which were interpolated: V2 {250 / signal.shape[1]:.2g}"
+    lost[EIGHT.index("V2")] = np.nan  # a lead without a valid sample is 0
+    assert in_mv.predict_array(lost, unit="mV", **options).notes == ("flat: V2", "age and sex unknown")
     with pytest.raises(DataError, match="all leads that the network takes are flat"):
         in_mv.predict_array(0 * signal + 3.3, unit="mV", **options)
     assert "standard deviations" in predictor.predict_array(signal, unit="NU", **options).notes[0]

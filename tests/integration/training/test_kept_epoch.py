@@ -111,6 +111,11 @@ def test_a_value_that_does_not_change_is_no_better_one(tmp_path):
     assert [epoch["best"] for epoch in history] == [True, True, True]
 
 
+def test_patience_counts_from_the_first_epoch_with_the_best_value():
+    recipe = one_stage(epochs=9, patience=3, metrics=(Listed(CHECK, 0.5, 0.5, 0.5, 0.4),))
+    assert len(kdkit.run(recipe, device="cpu").history["student"]) == 4
+
+
 def test_the_average_of_the_weights_is_validated_and_kept():
     start, outputs = Small(4, dropout=0.0), []
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch.nn.functional import one_hot
-from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler, Subset, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler, StackDataset, Subset, TensorDataset
 
 from kdkit import TorchData
 
@@ -137,6 +137,11 @@ def test_samples_that_are_in_two_splits_are_counted():
     same = TensorDataset(*whole.tensors)
     assert notices(whole, same) == (f"the samples of the validation data are in the train data {end}",)
     assert notices(dataset(seed=2), whole, same) == (f"the samples of the test data are in the validation data {end}",)
+    sparse = whole.tensors[0].to_sparse()
+    for inputs in (whole.tensors[0], sparse):
+        first, second = (StackDataset(inputs=inputs, labels=LABELS) for _ in range(2))
+        assert notices(first, second) == (f"the samples of the validation data are in the train data {end}",)
+    assert notices(TensorDataset(sparse, LABELS), TensorDataset(sparse.clone(), LABELS)) == ()
     loader = DataLoader(plain, 4, shuffle=True)
     classes = ["a", "b", "c"]
     assert notices(plain, loader, classes=classes) == (

@@ -47,6 +47,14 @@ def test_the_value_is_that_of_scikit_learn(monkeypatch, k, block):
     assert NearestNeighbours(k).fit(known).compute(numbers).value == pytest.approx(expected)
 
 
+def test_the_nearest_neighbour_decides_at_a_low_temperature():
+    known, test = split(60), split(50, 60)
+    nearest = NearestNeighbours(1).fit(known).compute(test).value
+    assert NearestNeighbours(20, temperature=1e-5).fit(known).compute(test).value == nearest > 0
+    single = known.rows(np.arange(1))
+    assert NearestNeighbours().fit(single).compute(single).value == 0  # it does not find itself
+
+
 @pytest.mark.parametrize("has_ids", [False, True])
 def test_a_sample_does_not_find_itself(has_ids):
     known = split(40, noise=5.0) if has_ids else replace(split(40, noise=5.0), ids=None)

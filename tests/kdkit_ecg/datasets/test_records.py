@@ -223,6 +223,14 @@ def test_a_column_of_0_and_1_for_each_class(tree):
     assert Records(tree, "flags.csv", classes=("normal",), **options).train.labels.sum().item() == 24
 
 
+def test_a_record_with_an_empty_cell_gets_no_advice_that_multiclass_refuses(tree, tmp_path):
+    write_table(
+        tmp_path, *((f"r{row}", row % 2, (row + 1) % 2) for row in range(23)), ("r23", 0, ""), columns="record,AF,SR"
+    )
+    data = Records(tree, tmp_path / "labels.csv", task="multiclass", **RAW)
+    assert "  1 excluded, no label in the table of labels: p5/r23" in data.summary
+
+
 def test_a_column_that_is_no_class_because_of_some_values_is_noticed(tree, tmp_path):
     rows = [(f"r{number}", number % 2, (0, 1, "2", "?")[number % 4], number) for number in range(24)]
     write_table(tmp_path, *rows, columns="record,AF,VT,number")
@@ -231,7 +239,7 @@ def test_a_column_that_is_no_class_because_of_some_values_is_noticed(tree, tmp_p
         ("AF",),
         (
             "the column 'VT' of the table of labels is not a class, because it has values other than 0 and 1: 2; if "
-            "one of these means unknown, pass unknown=...",
+            "a number among these means unknown, pass unknown=...",
         ),
     )
 
@@ -240,8 +248,8 @@ def test_a_column_that_is_no_class_because_of_some_values_is_noticed(tree, tmp_p
     ("texts", "shown"), [(("pos", "neg"), "neg, pos"), (("0.9", "0.2"), "0.2, 0.9"), (("x", ""), "x")]
 )
 def test_a_column_of_two_other_values_or_of_probabilities_is_noticed(tree, tmp_path, texts, shown):
-    rows = [(f"r{number}", "yN"[number % 2], texts[number % 2], number) for number in range(24)]
-    write_table(tmp_path, *rows, columns="record,AF,VT,number")
+    rows = [(f"r{number}", "yN"[number % 2], texts[number % 2], number, 500) for number in range(24)]
+    write_table(tmp_path, *rows, columns="record,AF,VT,number,rate")
     data = Records(tree, tmp_path / "labels.csv", **RAW)
     assert data.classes == ("AF",)
     (notice,) = data.notices

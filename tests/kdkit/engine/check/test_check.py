@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, StackDataset, TensorDataset
 
 from kdkit import (
     AverageWeights,
@@ -752,6 +752,22 @@ def test_labels_that_a_net_gets_because_the_dataset_is_wrapped_in_unlabelled_are
         assert problem.endswith(
             "if the second input is the label, leave out kdkit.Unlabelled(...): labels need not be used"
         )
+
+
+def test_the_dtype_of_inputs_is_named_even_if_one_of_two_inputs_may_be_a_label():
+    class Users(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.users = nn.Linear(4, 3), nn.Embedding(3, 3)
+
+        def forward(self, inputs, user):
+            return self.layer(inputs) + self.users(user)
+
+    inputs, user = torch.randn(6, 4, dtype=torch.float64), torch.arange(6) % 3
+    data = TorchData(Unlabelled(TensorDataset(inputs, user)), StackDataset(TensorDataset(inputs, user), user))
+    match = Match(Net("teacher", Users(), trained=True), SoftTargets())
+    problems = check(one_stage(Net("student", Users()), 1.0 * match, data)).problems
+    assert ["the inputs are float64" in problem and "Unlabelled" not in problem for problem in problems] == [True, True]
 
 
 class Graph:
