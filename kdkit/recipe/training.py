@@ -49,7 +49,7 @@ class Training:
     keep: whether to keep the weights of the "best" epoch, by the metric `monitor` on the validation split (the recipe's
     first metric if None), or of the "last" epoch. None keeps the best epoch; but if no term trains the outputs, for
     example if all terms are on features, the metric means nothing, and None without `patience` keeps the last epoch.
-    If several epochs have the best value, the first of them is kept; the last one if the stage begins with them, because
+    If several epochs have the best value, the first of them is kept; the last one if the stage begins with them, when
     the metric has not changed yet.
     ema: validate and keep a moving average of the weights instead of the weights.
     patience: end the stage early if the monitored metric has not improved for this many epochs; None trains all epochs.
