@@ -315,9 +315,13 @@ def _padding_of_labels(facts: Facts) -> Iterator[str]:
     if not context.has_labels:
         return
     has_label = ~(is_ignored(labels, context.ignored_labels) if labels.ndim == 2 else labels.isnan().all(1))
-    padding = ~has_label.flip(1).cummax(1).values.flip(1) & has_label.any(1, keepdim=True)  # (batch, positions)
+    begun, continues = has_label.cummax(1).values, has_label.flip(1).cummax(1).values.flip(1)  # (batch, positions)
+    padding = begun & ~continues
+    # Gaps, such as those between masked tokens, are no padding, nor is the last token if labels are shifted by one.
+    if bool((begun & continues & ~has_label).any()) or not padding[:, :-1].any():
+        return
     has_mask = isinstance(facts.batch.inputs, Mapping) and "attention_mask" in facts.batch.inputs
-    for term, inputs, whole in facts.checked_terms if padding.any() else ():
+    for term, inputs, whole in facts.checked_terms:
         student = whole.student
         if term.target is None or not isinstance(student, Tensor) or student.shape[2:] != padding.shape[1:]:
             continue
@@ -527,7 +531,7 @@ def _are_inputs(context: BuildContext, batch: Batch) -> bool:
     tokens = next(iter(nested_tensors(inputs)), None)
     if tokens is None or tokens.is_floating_point() or tokens.shape != labels.shape or not has_label.any():
         return False
-    return bool((tokens[has_label] == labels[has_label]).all())
+    return bool((tokens.to(labels.dtype)[has_label] == labels[has_label]).all())  # torch cannot compare uint16
 
 
 def _shift(facts: Facts) -> str:

@@ -675,6 +675,16 @@ def test_a_term_that_compares_features_after_the_last_label_is_noticed(loss, par
     assert any(expected in notice for notice in notices) == (not has_mask and not isinstance(loss, SoftTargets))
 
 
+@pytest.mark.parametrize("missing", [[-1], [1, 3, -2, -1]], ids=["shifted", "masked tokens"])
+def test_tokens_without_a_label_that_are_no_padding_are_not_noticed(missing):
+    inputs, labels = torch.randn(8, 4, 6), torch.arange(48).reshape(8, 6) % 3
+    labels[:, missing] = -100
+    teacher, student = Net("teacher", Tagger(), trained=True), Net("student", Tagger())
+    data = TorchData(*[TensorDataset(inputs, labels)] * 2, classes=3)
+    notices = check(one_stage(student, plain_goal() + Match(teacher, nn.MSELoss()), data)).notices
+    assert not any("after the last label" in notice for notice in notices)
+
+
 @pytest.mark.parametrize(("shape", "classes"), [((12, 2), None), ((2, 12), None), ((12, 2), [*"abcdefghijkl"])])
 def test_classes_that_may_be_frames_are_noticed_if_they_have_no_names(shape, classes):
     labels = (torch.arange(8 * 24).reshape(8, *shape) % 3 == 0).float()
@@ -704,6 +714,19 @@ def test_weights_of_classes_without_positions_are_refused_with_their_shape():
         assert len(plan.problems) == problems
         advice = "; its pos_weight has a value for each class, so give it positions: .view(-1, 1)"
         assert all(problem.endswith(advice) for problem in plan.problems)
+
+
+def test_weights_of_classes_are_not_named_for_another_error():
+    class Failing(nn.CrossEntropyLoss):
+        def forward(self, student, target):
+            raise ValueError("it needs a file")
+
+    labels = torch.arange(8 * 12).reshape(8, 12) % 2
+    rows = TensorDataset(torch.randn(8, 4, 12), labels)
+    truth, data = Truth(Failing(weight=torch.ones(2))), TorchData(rows, rows, task="multiclass", classes=2)
+    (problem,) = check(one_stage(Net("student", nn.Conv1d(4, 2, 1)), truth, data)).problems
+    assert "it needs a file" in problem
+    assert "positions" not in problem
 
 
 def test_outputs_with_the_classes_of_frames_last_are_named():
