@@ -5,10 +5,12 @@ from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from kdkit import (
     AverageWeights,
@@ -757,6 +759,29 @@ def test_groups_that_are_not_an_integer_for_each_sample_are_found_before_the_run
     (problem,) = plan_of_groups(None, groups).problems
     assert problem.startswith("groups of the test data must be integers, one per row: (6,); got ")
     assert problem.endswith("such as with numpy.unique(names, return_inverse=True)[1]")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        lambda groups: pd.Series(groups, index=range(10, 16)),
+        lambda groups: np.array(groups)[::-1],
+        lambda groups: np.array(groups, dtype=">i8"),
+    ],
+    ids=["rows of a table", "reversed", "of another byte order"],
+)
+def test_groups_may_be_any_array_of_integers(kind):
+    assert not plan_of_groups(None, kind([0, 0, 1, 1, 2, 2])).problems
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_groups_of_a_loader_that_shuffles_are_refused(shuffle):
+    rows = TensorDataset(torch.randn(6, 4), torch.arange(6) % 3)
+    data = TorchData(DataLoader(rows, 2, shuffle=True), DataLoader(rows, 2, shuffle=shuffle), classes=3)
+    data.train.groups, data.validation.groups = [0, 0, 1, 1, 2, 2], [3, 3, 4, 4, 5, 5]
+    problems = check(one_stage(tiny_net("student"), plain_goal(), data)).problems
+    expected = "the validation data have groups, but their DataLoader shuffles the samples"
+    assert [text.startswith(expected) for text in problems] == [True] * shuffle
 
 
 @pytest.mark.parametrize(("context", "is_noticed"), [(nullcontext, True), (torch.random.fork_rng, False)])
