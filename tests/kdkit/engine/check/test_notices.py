@@ -736,7 +736,8 @@ def test_outputs_with_the_classes_of_frames_last_are_named():
     rows = TensorDataset(torch.randn(8, 12, 4), labels)
     data = TorchData(rows, rows, classes=["a", "b"])
     (problem,) = check(one_stage(Net("student", nn.Linear(4, 2)), Truth(nn.BCEWithLogitsLoss()), data)).problems
-    assert problem.endswith("its classes are the last dimension: pass Net(..., channels_last=True), which moves them")
+    assert "if the 2 are the classes, pass Net(..., channels_last=True)" in problem
+    assert problem.endswith("if the 12 are, move those of the labels, labels.movedim(-1, 1)")
 
 
 def plan_of_groups(train, test):
