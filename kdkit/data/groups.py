@@ -45,15 +45,14 @@ def groups_by_split(data: Data) -> Mapping[str, NDArray[np.int64]]:
         if split is None or split.groups is None:
             continue
         if isinstance(split, LoaderSplit):
-            count, sampler = None, getattr(split.loader, "sampler", None)
+            # With a batch sampler of the user, `loader.sampler` is a default that is not used.
+            sampler = getattr(getattr(split.loader, "batch_sampler", None), "sampler", None)
             if name != "train" and isinstance(sampler, RandomSampler):
                 raise DataError(
                     f"the {name} data have groups, but their DataLoader shuffles the samples, so each would get the "
                     "group of another one; pass shuffle=False to it"
                 )
-        else:
-            count = len(split)
-        array = groups_of(split, count, f"the {name} data")
+        array = groups_of(split, None if isinstance(split, LoaderSplit) else len(split), f"the {name} data")
         if array is not None:
             groups[name] = array
     return groups

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 from kdkit import (
     AverageWeights,
@@ -775,14 +775,16 @@ def test_groups_may_be_any_array_of_integers(kind):
     assert not plan_of_groups(None, kind([0, 0, 1, 1, 2, 2])).problems
 
 
-@pytest.mark.parametrize("shuffle", [False, True])
-def test_groups_of_a_loader_that_shuffles_are_refused(shuffle):
+@pytest.mark.parametrize("options", [{"batch_size": 2}, {"shuffle": True}, {"batch_sampler": "random"}])
+def test_groups_of_a_loader_that_shuffles_are_refused(options):
     rows = TensorDataset(torch.randn(6, 4), torch.arange(6) % 3)
-    data = TorchData(DataLoader(rows, 2, shuffle=True), DataLoader(rows, 2, shuffle=shuffle), classes=3)
+    if "batch_sampler" in options:
+        options = {"batch_sampler": BatchSampler(RandomSampler(rows), 2, drop_last=False)}
+    data = TorchData(DataLoader(rows, 2, shuffle=True), DataLoader(rows, **options), classes=3)
     data.train.groups, data.validation.groups = [0, 0, 1, 1, 2, 2], [3, 3, 4, 4, 5, 5]
     problems = check(one_stage(tiny_net("student"), plain_goal(), data)).problems
     expected = "the validation data have groups, but their DataLoader shuffles the samples"
-    assert [text.startswith(expected) for text in problems] == [True] * shuffle
+    assert [text.startswith(expected) for text in problems] == [True] * ("batch_size" not in options)
 
 
 @pytest.mark.parametrize(("context", "is_noticed"), [(nullcontext, True), (torch.random.fork_rng, False)])
