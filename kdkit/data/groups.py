@@ -1,6 +1,5 @@
 """The groups of samples that depend on each other, such as the patient of each scan."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -35,7 +34,7 @@ def groups_of(split: Split | LoaderSplit, samples: int | None, name: str = "a sp
     )
 
 
-def groups_by_split(data: Data) -> Mapping[str, NDArray[np.int64]]:
+def groups_by_split(data: Data) -> dict[str, NDArray[np.int64]]:
     """Return the groups of the splits that have them, by name.
 
     Raises DataError as `groups_of` does, and if the samples of another split than the training data are shuffled.

@@ -156,7 +156,7 @@ def _predictions(data: Data, *, labels: NDArray[Any], **columns: Any) -> Predict
     with contextlib.suppress(DataError):  # another problem
         of_split = groups_of(split, None)
         if of_split is not None and len(of_split):
-            units = np.unique(of_split)
+            units = np.unique(of_split[:: max(1, len(of_split) // count)])
             groups = of_split if len(of_split) == count else units[np.arange(count) // 3 % len(units)]
     return Predictions(labels=labels, ids=ids, groups=groups, **columns)
 
