@@ -482,7 +482,7 @@ def group_notices(data: Data) -> Iterator[str]:
     except DataError:  # a problem
         return
     # In torch, because np.unique takes a second for a million of them.
-    units = {name: torch.from_numpy(array).unique() for name, array in groups.items()}
+    units = {name: torch.unique(torch.from_numpy(array)) for name, array in groups.items()}
     train = units.pop("train", torch.empty(0, dtype=torch.int64))
     for name, of_split in units.items():
         if shared := int(torch.isin(of_split, train, assume_unique=True).sum()):
