@@ -145,14 +145,19 @@ def _problem(metric: Metric, predict: Callable[[], Predictions]) -> str | None:
 
 
 def _predictions(data: Data, *, labels: NDArray[Any], **columns: Any) -> Predictions:
-    """Return predictions with ids and groups of validation samples, repeated if there are fewer, if these have any."""
+    """Return predictions with ids and groups of validation samples, repeated if there are fewer, if these have any.
+
+    For some of the samples, three in a row have one group, because the first ones may all be of one patient.
+    """
     split, count = data.validation, len(labels)
     ids = groups = None
     if not isinstance(split, LoaderSplit) and len(split):
         ids = np.resize(split.ids.cpu().numpy(), count)
     with contextlib.suppress(DataError):  # another problem
         of_split = groups_of(split, None)
-        groups = None if of_split is None or not len(of_split) else np.resize(of_split, count)
+        if of_split is not None and len(of_split):
+            units = np.unique(of_split[:: max(1, len(of_split) // count)])
+            groups = of_split if len(of_split) == count else units[np.arange(count) // 3 % len(units)]
     return Predictions(labels=labels, ids=ids, groups=groups, **columns)
 
 

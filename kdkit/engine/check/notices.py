@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from math import ceil
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -315,9 +314,13 @@ def _padding_of_labels(facts: Facts) -> Iterator[str]:
     if not context.has_labels:
         return
     has_label = ~(is_ignored(labels, context.ignored_labels) if labels.ndim == 2 else labels.isnan().all(1))
-    padding = ~has_label.flip(1).cummax(1).values.flip(1) & has_label.any(1, keepdim=True)  # (batch, positions)
+    begun, continues = has_label.cummax(1).values, has_label.flip(1).cummax(1).values.flip(1)  # (batch, positions)
+    padding = begun & ~continues
+    # Gaps, such as those between masked tokens, are no padding, nor is the last token if labels are shifted by one.
+    if bool((begun & continues & ~has_label).any()) or not padding[:, :-1].any():
+        return
     has_mask = isinstance(facts.batch.inputs, Mapping) and "attention_mask" in facts.batch.inputs
-    for term, inputs, whole in facts.checked_terms if padding.any() else ():
+    for term, inputs, whole in facts.checked_terms:
         student = whole.student
         if term.target is None or not isinstance(student, Tensor) or student.shape[2:] != padding.shape[1:]:
             continue
@@ -478,13 +481,15 @@ def group_notices(data: Data) -> Iterator[str]:
         groups = groups_by_split(data)
     except DataError:  # a problem
         return
-    for name in groups if "train" in groups else ():
-        shared = np.intersect1d(groups["train"], groups[name])
-        if name != "train" and len(shared):
+    # In torch, because np.unique takes a second for a million of them.
+    units = {name: torch.unique(torch.from_numpy(array)) for name, array in groups.items()}
+    train = units.pop("train", torch.empty(0, dtype=torch.int64))
+    for name, of_split in units.items():
+        if shared := int(torch.isin(of_split, train, assume_unique=True).sum()):
             yield (
-                f"{len(shared):,} of the {len(np.unique(groups[name])):,} groups of the {name} data are in the train "
-                "data too: if they are patients or the like, metrics are too optimistic, so divide the data by group; "
-                "otherwise number the groups of all splits together"
+                f"{shared:,} of the {len(of_split):,} groups of the {name} data are in the train data too: if they "
+                "are patients or the like, metrics are too optimistic, so divide the data by group; otherwise "
+                "number the groups of all splits together"
             )
 
 
@@ -527,7 +532,7 @@ def _are_inputs(context: BuildContext, batch: Batch) -> bool:
     tokens = next(iter(nested_tensors(inputs)), None)
     if tokens is None or tokens.is_floating_point() or tokens.shape != labels.shape or not has_label.any():
         return False
-    return bool((tokens[has_label] == labels[has_label]).all())
+    return bool((tokens.to(labels.dtype)[has_label] == labels[has_label]).all())  # torch cannot compare uint16
 
 
 def _shift(facts: Facts) -> str:

@@ -120,8 +120,10 @@ def _columns_problem(net: Net[Any], output: Tensor, facts: Facts) -> str | None:
         return None
     if positions and labels.ndim == output.ndim > 2 and output.shape[1:] == (*positions, len(classes)):
         return (
-            f"net {net.name!r} has outputs of shape {shape} for labels of shape {_batch_shape(labels.shape)}; its "
-            "classes are the last dimension: pass Net(..., channels_last=True), which moves them"
+            f"net {net.name!r} has outputs of shape {shape} for labels of shape {_batch_shape(labels.shape)}, whose "
+            f"second dimension has the classes; if the {output.shape[-1]} are the classes, pass "
+            f"Net(..., channels_last=True), which moves those of the outputs; if the {labels.shape[-1]} are, move "
+            "those of the labels, labels.movedim(-1, 1)"
         )
     # Of classes in the last dimension, nothing but the positions of the labels says so.
     if positions and output.ndim == 2 + len(positions) and len(classes) in (output.shape[1], output.shape[-1]):

@@ -98,13 +98,13 @@ class TermCheck:
         loss = self.term.loss
         if advice := device_advice(error, self.first.device):
             return advice
-        buffers = loss.named_buffers() if isinstance(loss, nn.Module) and "Double" in str(error) else ()
-        for name, buffer in buffers:
-            if buffer.dtype == torch.float64 != self.first.dtype:
-                return f"; its {name} is float64, as arrays of NumPy are: convert it with .float()"
         classes, *positions = self.first.shape[1:] or (0,)
-        for name, buffer in loss.named_buffers() if isinstance(loss, nn.Module) and positions else ():
-            if buffer.shape == (classes,) != (1,):  # such as the `pos_weight` of BCEWithLogitsLoss
+        for name, buffer in loss.named_buffers() if isinstance(loss, nn.Module) else ():
+            if buffer.dtype == torch.float64 != self.first.dtype and "Double" in str(error):
+                return f"; its {name} is float64, as arrays of NumPy are: convert it with .float()"
+            # Such as the `pos_weight` of BCEWithLogitsLoss. The `weight` of CrossEntropyLoss needs no positions.
+            is_by_class = name.endswith("weight") and buffer.shape == (classes,) != (1,)
+            if positions and is_by_class and "must match the size" in str(error):
                 shape = ", ".join(["-1", *("1" for _ in positions)])
                 return (
                     f"; its {name.rpartition('.')[2]} has a value for each class, so give it positions: .view({shape})"

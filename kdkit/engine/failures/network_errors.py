@@ -191,6 +191,8 @@ def _dtype_advice(net: Net[Any], inputs: list[Tensor], error: Exception) -> str:
     # Every message of torch about dtypes contains "type" or "dtype".
     if expected is None or not different or different[0] == expected or "type" not in str(error):
         return ""
+    if "indices" in str(error):  # of an embedding
+        return f"; ids of {different[0]} are no indices of torch: convert them with .long()"
     return (
         f"; the inputs are {str(different[0]).removeprefix('torch.')}, but the network is "
         f"{str(expected).removeprefix('torch.')}: convert them, for example with .to({expected})"

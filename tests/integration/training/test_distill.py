@@ -216,6 +216,16 @@ def test_inputs_of_the_dtype_of_arrays_or_images_are_named(dtype, classes):
         kdkit.distill(net(8), net(4), data, data, classes=classes)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.uint8])
+def test_tokens_that_are_no_indices_of_torch_are_named(dtype):
+    tokens = torch.arange(48).reshape(8, 6) % 3
+    data = TensorDataset(tokens.to(dtype), tokens.roll(-1, 1))
+    nets = [Net(name, nn.Embedding(3, 3), channels_last=True, trained=True) for name in "ts"]
+    message = rf"ids of {dtype} are no indices of torch: convert them with \.long\(\)"
+    with pytest.raises(kdkit.KdkitError, match=message):
+        kdkit.distill(*nets, data, data, task="multiclass", classes=3)
+
+
 def test_outputs_are_counted_on_the_device_of_the_net():
     student = net(8).to("meta")  # a device without values, on which a CPU batch would raise an error
     batch = kdkit.Batch(torch.zeros(1, 4), torch.zeros(1, dtype=torch.int64))

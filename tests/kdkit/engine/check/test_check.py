@@ -631,6 +631,21 @@ def test_a_metric_of_patients_is_tried_with_groups_of_validation_data(task):
     assert not check(recipe).problems
 
 
+def test_a_metric_that_needs_two_patients_is_tried_with_two_if_each_has_many_samples():
+    class BetweenPatients(WithoutThresholds):
+        name = "between_patients"
+
+        def compute(self, test):
+            first, second, *_ = (test.outputs[test.groups == group] for group in np.unique(test.groups))
+            return MetricResult(value=first.mean() - second.mean())
+
+    rows = TensorDataset(torch.randn(40, 4), torch.arange(40) % 3)
+    data = TorchData(rows, rows)
+    data.validation.groups = torch.arange(40) // 20
+    recipe = replace(one_stage(tiny_net("student"), plain_goal(), data), metrics=(BetweenPatients(),))
+    assert not check(recipe).problems
+
+
 def test_a_metric_of_classes_is_a_problem_for_numbers():
     rows, metrics = samples("regression", 8), (MacroF1(), Brier(), CrossEntropy(), MeanIoU())
     stage = Stage({tiny_net("student", outputs=rows.tensors[1].shape[1]): Truth(nn.MSELoss())}, Training(epochs=1))

@@ -5,10 +5,12 @@ from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 from kdkit import (
     AverageWeights,
@@ -675,6 +677,16 @@ def test_a_term_that_compares_features_after_the_last_label_is_noticed(loss, par
     assert any(expected in notice for notice in notices) == (not has_mask and not isinstance(loss, SoftTargets))
 
 
+@pytest.mark.parametrize("missing", [[-1], [1, 3, -2, -1]], ids=["shifted", "masked tokens"])
+def test_tokens_without_a_label_that_are_no_padding_are_not_noticed(missing):
+    inputs, labels = torch.randn(8, 4, 6), torch.arange(48).reshape(8, 6) % 3
+    labels[:, missing] = -100
+    teacher, student = Net("teacher", Tagger(), trained=True), Net("student", Tagger())
+    data = TorchData(*[TensorDataset(inputs, labels)] * 2, classes=3)
+    notices = check(one_stage(student, plain_goal() + Match(teacher, nn.MSELoss()), data)).notices
+    assert not any("after the last label" in notice for notice in notices)
+
+
 @pytest.mark.parametrize(("shape", "classes"), [((12, 2), None), ((2, 12), None), ((12, 2), [*"abcdefghijkl"])])
 def test_classes_that_may_be_frames_are_noticed_if_they_have_no_names(shape, classes):
     labels = (torch.arange(8 * 24).reshape(8, *shape) % 3 == 0).float()
@@ -706,12 +718,26 @@ def test_weights_of_classes_without_positions_are_refused_with_their_shape():
         assert all(problem.endswith(advice) for problem in plan.problems)
 
 
+def test_weights_of_classes_are_not_named_for_another_error():
+    class Failing(nn.CrossEntropyLoss):
+        def forward(self, student, target):
+            raise ValueError("it needs a file")
+
+    labels = torch.arange(8 * 12).reshape(8, 12) % 2
+    rows = TensorDataset(torch.randn(8, 4, 12), labels)
+    truth, data = Truth(Failing(weight=torch.ones(2))), TorchData(rows, rows, task="multiclass", classes=2)
+    (problem,) = check(one_stage(Net("student", nn.Conv1d(4, 2, 1)), truth, data)).problems
+    assert "it needs a file" in problem
+    assert "positions" not in problem
+
+
 def test_outputs_with_the_classes_of_frames_last_are_named():
     labels = (torch.arange(8 * 24).reshape(8, 2, 12) % 3 == 0).float()
     rows = TensorDataset(torch.randn(8, 12, 4), labels)
     data = TorchData(rows, rows, classes=["a", "b"])
     (problem,) = check(one_stage(Net("student", nn.Linear(4, 2)), Truth(nn.BCEWithLogitsLoss()), data)).problems
-    assert problem.endswith("its classes are the last dimension: pass Net(..., channels_last=True), which moves them")
+    assert "if the 2 are the classes, pass Net(..., channels_last=True)" in problem
+    assert problem.endswith("if the 12 are, move those of the labels, labels.movedim(-1, 1)")
 
 
 def plan_of_groups(train, test):
@@ -734,6 +760,31 @@ def test_groups_that_are_not_an_integer_for_each_sample_are_found_before_the_run
     (problem,) = plan_of_groups(None, groups).problems
     assert problem.startswith("groups of the test data must be integers, one per row: (6,); got ")
     assert problem.endswith("such as with numpy.unique(names, return_inverse=True)[1]")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        lambda groups: pd.Series(groups, index=range(10, 16)),
+        lambda groups: np.array(groups)[::-1],
+        lambda groups: np.array(groups, dtype=">i8"),
+    ],
+    ids=["rows of a table", "reversed", "of another byte order"],
+)
+def test_groups_may_be_any_array_of_integers(kind):
+    assert not plan_of_groups(None, kind([0, 0, 1, 1, 2, 2])).problems
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 2}, {"shuffle": True}, {"batch_sampler": "random"}])
+def test_groups_of_a_loader_that_shuffles_are_refused(options):
+    rows = TensorDataset(torch.randn(6, 4), torch.arange(6) % 3)
+    if "batch_sampler" in options:
+        options = {"batch_sampler": BatchSampler(RandomSampler(rows), 2, drop_last=False)}
+    data = TorchData(DataLoader(rows, 2, shuffle=True), DataLoader(rows, **options), classes=3)
+    data.train.groups, data.validation.groups = [0, 0, 1, 1, 2, 2], [3, 3, 4, 4, 5, 5]
+    problems = check(one_stage(tiny_net("student"), plain_goal(), data)).problems
+    expected = "the validation data have groups, but their DataLoader shuffles the samples"
+    assert [text.startswith(expected) for text in problems] == [True] * ("batch_size" not in options)
 
 
 @pytest.mark.parametrize(("context", "is_noticed"), [(nullcontext, True), (torch.random.fork_rng, False)])
