@@ -189,7 +189,9 @@ def can_resume(path: Path) -> bool:
 def how_to_resume(path: Path, record: Mapping[str, Any]) -> str:
     """Return the command or the Python code that resumes a run. record: of the run."""
     if isinstance(record.get("command"), Mapping):
-        return f"kdkit run --resume {shlex.quote(str(path))}"
+        ranks = record.get("processes", 1)
+        kdkit = "kdkit" if ranks == 1 else f"torchrun --nproc-per-node={ranks} -m kdkit"
+        return f"{kdkit} run --resume {shlex.quote(str(path))}"
     if is_in_study(path):
         return "run the Python script that started it again; its study or sweep skips finished runs"
     return f"kdkit.run(..., out={str(path)!r}, resume=True) in Python"

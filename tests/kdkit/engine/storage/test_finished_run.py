@@ -70,9 +70,10 @@ def test_stored_predictions_are_those_of_both_splits(run):
         kdkit.stored_predictions(run, "nets")
 
 
-def test_the_command_that_resumes_a_run_quotes_its_folder(tmp_path):
-    folder = RunFolder.create(tmp_path / "my run", {"command": {}}, None).path
-    with pytest.raises(RunFolderError, match=rf"kdkit run --resume '{folder}'$"):
+@pytest.mark.parametrize(("processes", "command"), [(1, "kdkit"), (2, "torchrun --nproc-per-node=2 -m kdkit")])
+def test_the_command_that_resumes_a_run_starts_as_many_processes_and_quotes_its_folder(processes, command, tmp_path):
+    folder = RunFolder.create(tmp_path / "my run", {"command": {}, "processes": processes}, None).path
+    with pytest.raises(RunFolderError, match=rf"; to resume it: {command} run --resume '{folder}'$"):
         read_metrics(folder)
 
 
