@@ -16,6 +16,7 @@ from kdkit.engine.display.console import ConsoleCallback
 from kdkit.engine.display.live import can_redraw
 from kdkit.utils.console import PrintableConsole
 from tests.helpers.command_line import environment
+from tests.helpers.processes import wait_until
 from tests.helpers.stages import three, training
 from tests.helpers.terminals import Terminal
 
@@ -41,7 +42,8 @@ def step_ended(event):
         logging.warning("[red]x[/red]")
         warnings.warn("a warning")
         time.sleep(0.3)  # until the next redraw
-    while event.stage == "assistant" and event.epoch == 2 and event.batch == 2 and Path("wait").exists():
+    while (event.stage, event.epoch, event.batch) == ("assistant", 2, 2) and Path("wait").exists():
+        Path("waiting").touch()
         time.sleep(0.02)
 
 
@@ -143,6 +145,7 @@ def test_a_terminal_shows_the_whole_run_below_what_is_printed(folder, terminal):
 def test_ctrl_c_is_announced_above_the_view_which_disappears(folder, terminal):
     screen = terminal()
     screen.start(COMMAND, folder)
+    wait_until((folder / "waiting").exists)  # before it, a Ctrl-C would end the run after the batch that is shown
     screen.wait_for(r"assistant  epoch 3 of 4.*batch [23] of 4")
     screen.press_ctrl_c()
     shown = screen.wait_for("stopping after this batch; press Ctrl-C again to stop at once\n(.|\n)*samples/s")
