@@ -225,7 +225,7 @@ class ExportSource:
         """Return the inputs whose sizes a file does not take, and what to do; "" if it takes the sizes of all."""
         for name, shape in self.shapes.items():
             sizes = zip(shape, arrays[name].shape, strict=False)  # samples may lack a dimension
-            if any(isinstance(size, int) and size != given for size, given in sizes):
+            if any(isinstance(size, int) and size != actual for size, actual in sizes):
                 return (
                     f"; the file takes {name} of shape ({', '.join(map(str, shape))}) only, as those of LSTM, GRU and "
                     "RNN layers do: pad all samples to one size"
@@ -256,10 +256,10 @@ class ExportSource:
             sampled = tensor[(torch.randint(len(tensor), sizes, generator=generator), *positions)]
             if tensor.is_floating_point():
                 noise = torch.randn(sizes, generator=generator)
-                known = tensor[tensor.isfinite()]
-                deviation = known.std() if len(known) > 1 else torch.ones(())
+                finite = tensor[tensor.isfinite()]
+                deviation = finite.std() if len(finite) > 1 else torch.ones(())
                 is_whole = (tensor == tensor.round()).all(0)[tuple(positions)]
-                sampled = torch.where(is_whole, sampled, (noise * deviation + known.mean()).to(tensor.dtype))
+                sampled = torch.where(is_whole, sampled, (noise * deviation + finite.mean()).to(tensor.dtype))
             tensors.append(sampled)
         return tuple(tensors)
 

@@ -25,14 +25,14 @@ class NearestNeighbours(CountedMetric):
     cosines vote, each with the weight exp(cosine / temperature). On that split itself, a sample does not find itself.
 
     k: the number of neighbours. temperature: of the weights; the default is that of DINO (Caron et al. 2021,
-    "Emerging Properties in Self-Supervised Vision Transformers", arXiv:2104.14294), whose k is 20. known: the
+    "Emerging Properties in Self-Supervised Vision Transformers", arXiv:2104.14294), whose k is 20. reference: the
     validation split; `fit` sets it.
     """
 
     any_outputs: ClassVar[bool] = True
     k: int = 20
     temperature: float = 0.07
-    known: Predictions | None = field(default=None, kw_only=True, repr=False, compare=False)
+    reference: Predictions | None = field(default=None, kw_only=True, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         validate_count("k", self.k)
@@ -45,23 +45,23 @@ class NearestNeighbours(CountedMetric):
 
     def fit(self, validation: Predictions) -> Self:
         """Return the metric with the embeddings and classes of the validation split."""
-        return replace(self, known=validation)
+        return replace(self, reference=validation)
 
     def resampled(self, test: Predictions, counts: Counts) -> Resampled:
         """Return the share for each resample. Raises DataError without a validation split, embeddings and classes."""
-        if self.known is None:
+        if self.reference is None:
             raise DataError(f"{self.name} compares with the validation split; call fit(validation) first")
-        is_right = np.concatenate([np.zeros(0, dtype=bool), *self._is_right(test, self.known)])
+        is_right = np.concatenate([np.zeros(0, dtype=bool), *self._is_right(test, self.reference)])
         shares = ratio(is_right @ counts.astype(np.float64), counts.sum(0, dtype=np.float64))
         return Resampled(shares, undefined_by_class(test, counts.shape[1]))
 
-    def _is_right(self, test: Predictions, known: Predictions) -> Iterator[Bools]:
+    def _is_right(self, test: Predictions, reference: Predictions) -> Iterator[Bools]:
         """Yield whether the classes of some samples at a time are found."""
-        names, columns = np.unique(_classes(known), return_inverse=True)
-        labels, queries, keys = _classes(test), _directions(test), _directions(known)
+        names, columns = np.unique(_classes(reference), return_inverse=True)
+        labels, queries, keys = _classes(test), _directions(test), _directions(reference)
         # Without ids, as of the samples of a loader, only a whole split can be recognized.
         is_same = test.ids is None and np.array_equal(queries, keys)
-        ids = [np.arange(len(queries)), np.arange(len(keys))] if is_same else [test.ids, known.ids]
+        ids = [np.arange(len(queries)), np.arange(len(keys))] if is_same else [test.ids, reference.ids]
         k = min(self.k, len(keys))
         size = max(1, _BLOCK // max(1, len(keys)))
         for first in range(0, len(queries), size):
