@@ -39,6 +39,7 @@ from kdkit.plugins.events import BaselineDifference, RunEnded, RunStarted
 from kdkit.plugins.manager import installed
 from kdkit.recipe.baseline import with_baselines
 from kdkit.recipe.recipe import Recipe, Stage, as_recipe, stage_dependencies
+from kdkit.recipe.recipe_code import arguments_of, code_of, source_file
 from kdkit.utils import collectives
 from kdkit.utils.devices import default_modes, deterministic
 from kdkit.utils.randomness import exclusive_rng_state, seed_everything
@@ -148,6 +149,8 @@ def prepared(
             # The networks are created in recipe(), so their initial weights depend on this seed.
             seed_everything(options.seed)
             if not isinstance(recipe, Recipe):
+                if origin is None and source_file(recipe) is None and (code := code_of(recipe)) is not None:
+                    origin = Origin(options=arguments_of(recipe), source=code)  # of a notebook
                 status.show("preparing the data and the networks")
                 before = working_directory()
                 recipe = as_recipe(recipe, "run")
