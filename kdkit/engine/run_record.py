@@ -176,7 +176,7 @@ def notices(recipe: Recipe, plan: Plan) -> Iterator[str]:
         )
     yield from filter(None, (net.weights_note for net in plan.nets))
     yield from plan.notices
-    yield from baseline_notices(plan.stages)
+    yield from dict.fromkeys(baseline_notices(plan.stages))  # stages of one student may have the same notice
     reason = "its outputs are not about the data's classes"
     if data.task == "regression":
         reason = "its outputs have the shape neither of those of a student nor of the labels"
