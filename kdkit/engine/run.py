@@ -210,6 +210,7 @@ class PreparedRun:
             teacher_caching=TeacherCaching(recipe, options, device),
         )
         self.origin = origin
+        self.notices = (*notices(recipe, plan), *self._notices_of_continued_nets())
         self.lock = ExitStack()
         self.folder = self._open_folder()
         self.history: dict[str, Sequence[Mapping[str, Any]]] = {}
@@ -219,6 +220,7 @@ class PreparedRun:
         """Train and evaluate. Calls run_ended at the end, even after an error."""
         ctx = self.ctx
         ctx.recipe.mark_used()
+        before = ctx.recipe.first_weights()
         began = time.perf_counter()
         try:
             with self.lock:
@@ -235,9 +237,29 @@ class PreparedRun:
             ctx.teacher_caching.location.close(ended=False)
             ctx.callbacks.call("run_ended", self._ended(time.perf_counter() - began, error=error))
             raise
+        finally:
+            ctx.recipe.mark_trained(before)
         ctx.teacher_caching.location.close(ended=ctx.options.only is None)
         ctx.callbacks.call("run_ended", self._ended(time.perf_counter() - began))
         return self._result()
+
+    def _notices_of_continued_nets(self) -> Iterator[str]:
+        """Yield a notice for each net that starts from the weights of an earlier run.
+
+        Raises RecipeError for a trial, whose results would depend on the trials before it.
+        """
+        if self.ctx.options.resume:  # from a checkpoint
+            return
+        for name in self.ctx.recipe.continued():
+            if self.origin.function is not None:
+                raise RecipeError(
+                    f"the module of net {name!r} was trained in an earlier run, from whose weights this trial would "
+                    "start; create networks inside the recipe function, so that each run has its own"
+                )
+            yield (
+                f"the module of net {name!r} was trained in an earlier run, and this run starts from those weights; to "
+                "start anew, create the module again, such as inside the recipe function"
+            )
 
     def _open_folder(self) -> RunFolder:
         ctx, options = self.ctx, self.ctx.options
@@ -246,6 +268,7 @@ class PreparedRun:
         if collectives.rank() > 0:
             return RunFolder(options.out, writes=False)
         record = run_record(ctx.recipe, ctx.plan, options, ctx.device, self.origin)
+        record["notices"] = list(self.notices)
         with ExitStack() as lock:
             if not options.only:  # otherwise the process that started this one for some stages holds the lock
                 lock.enter_context(RunFolder(options.out).locked())
@@ -285,7 +308,7 @@ class PreparedRun:
             device=str(ctx.device),
             seed=ctx.options.seed,
             folder=ctx.options.out,
-            notices=(*notices(ctx.recipe, ctx.plan), *ctx.teacher_caching.notices()),
+            notices=(*self.notices, *ctx.teacher_caching.notices()),
             resumed=ctx.options.resume,
             options=dict(self.origin.options or {}),
             settings=settings_of(ctx.plan, ctx.options),
