@@ -38,7 +38,15 @@ from kdkit.nets.net import Net
 from kdkit.plugins.events import BaselineDifference, RunEnded, RunStarted
 from kdkit.plugins.manager import installed
 from kdkit.recipe.baseline import with_baselines
-from kdkit.recipe.recipe import Recipe, Stage, as_recipe, stage_dependencies
+from kdkit.recipe.recipe import (
+    Recipe,
+    Stage,
+    as_recipe,
+    continued_nets,
+    first_weights,
+    mark_trained,
+    stage_dependencies,
+)
 from kdkit.recipe.recipe_code import arguments_of, code_of, source_file
 from kdkit.utils import collectives
 from kdkit.utils.devices import default_modes, deterministic
@@ -220,7 +228,7 @@ class PreparedRun:
         """Train and evaluate. Calls run_ended at the end, even after an error."""
         ctx = self.ctx
         ctx.recipe.mark_used()
-        before = ctx.recipe.first_weights()
+        before = first_weights(ctx.recipe)
         began = time.perf_counter()
         try:
             with self.lock:
@@ -238,7 +246,7 @@ class PreparedRun:
             ctx.callbacks.call("run_ended", self._ended(time.perf_counter() - began, error=error))
             raise
         finally:
-            ctx.recipe.mark_trained(before)
+            mark_trained(ctx.recipe, before)
         ctx.teacher_caching.location.close(ended=ctx.options.only is None)
         ctx.callbacks.call("run_ended", self._ended(time.perf_counter() - began))
         return self._result()
@@ -250,7 +258,7 @@ class PreparedRun:
         """
         if self.ctx.options.resume:  # from a checkpoint
             return
-        for name in self.ctx.recipe.continued():
+        for name in continued_nets(self.ctx.recipe):
             if self.origin.function is not None:
                 raise RecipeError(
                     f"the module of net {name!r} was trained in an earlier run, from whose weights this trial would "

@@ -165,22 +165,6 @@ class Recipe:
         """Mark the recipe as run."""
         self._used.append(True)
 
-    def first_weights(self) -> dict[nn.Module, list[list[float]]]:
-        """Return a part of the weights of each module to train, which shows whether they have changed."""
-        return {module: _first_weights(module) for module in _trained_modules(self).values()}
-
-    def mark_trained(self, before: Mapping[nn.Module, list[list[float]]]) -> None:
-        """Remember the modules whose weights have changed, for `continued` of later recipes. before: their weights."""
-        _TRAINED.update({module: now for module, now in self.first_weights().items() if now != before.get(module)})
-
-    def continued(self) -> list[str]:
-        """Return the names of networks to train whose module was trained in an earlier run, and not changed since."""
-        return [
-            name
-            for name, module in _trained_modules(self).items()
-            if module in _TRAINED and _TRAINED[module] == _first_weights(module)
-        ]
-
     def require_unused(self) -> None:
         """Raise RecipeError if the recipe has already run."""
         if self._used:
@@ -194,15 +178,29 @@ class Recipe:
 _TRAINED: "WeakKeyDictionary[nn.Module, list[list[float]]]" = WeakKeyDictionary()
 
 
+def continued_nets(recipe: Recipe) -> list[str]:
+    """Return the names of networks to train whose module was trained in an earlier run, and not changed since."""
+    weights, modules = first_weights(recipe), _trained_modules(recipe)
+    return [name for name, module in modules.items() if module in _TRAINED and _TRAINED[module] == weights[module]]
+
+
+def mark_trained(recipe: Recipe, before: Mapping[nn.Module, list[list[float]]]) -> None:
+    """Remember the modules whose weights a run has changed. before: the `first_weights` before the run."""
+    _TRAINED.update({module: now for module, now in first_weights(recipe).items() if now != before.get(module)})
+
+
+def first_weights(recipe: Recipe) -> dict[nn.Module, list[list[float]]]:
+    """Return the first numbers of each parameter of the modules that a recipe trains."""
+    return {
+        module: [parameter.detach().flatten()[:16].tolist() for parameter in module.parameters()]
+        for module in _trained_modules(recipe).values()
+    }
+
+
 def _trained_modules(recipe: Recipe) -> dict[str, nn.Module]:
     """Return the modules that a recipe trains, by the name of their net."""
     nets = {net.name: net.module for stage in recipe.stages for net in stage.objectives}
     return {name: module for name, module in nets.items() if getattr(module, "__hash__", None) is not None}
-
-
-def _first_weights(module: nn.Module) -> list[list[float]]:
-    """Return the first numbers of each parameter."""
-    return [parameter.detach().flatten()[:16].tolist() for parameter in module.parameters()]
 
 
 def as_recipe(recipe: Recipe | Callable[[], Recipe], caller: str) -> Recipe:
