@@ -29,7 +29,14 @@ from kdkit.engine.run_evaluation import RunEvaluation
 from kdkit.engine.run_record import Origin, notices, run_name, run_record, settings_of, versions
 from kdkit.engine.stage.teacher_caching import TeacherCaching
 from kdkit.engine.stage.training_batches import passes_over
-from kdkit.engine.storage.run_folder import NoRunFolder, RunFolder, can_resume, is_in_study, was_killed_at_start
+from kdkit.engine.storage.run_folder import (
+    NoRunFolder,
+    RunFolder,
+    can_resume,
+    how_to_resume,
+    is_in_study,
+    was_killed_at_start,
+)
 from kdkit.engine.storage.stage_folder import StageFolder
 from kdkit.engine.training.trainer import StageTrainer
 from kdkit.errors import RecipeError, RunFolderError, describe
@@ -238,6 +245,9 @@ class PreparedRun:
                 # Not a subclass: Python exits with SIGINT, as a shell loop expects, only for this class.
                 error.result = self._result()  # type: ignore[attr-defined]  # documented in `run`
                 error.add_note(_INTERRUPTED)
+                if ctx.options.out is not None:
+                    advice = how_to_resume(ctx.options.out, {"command": self.origin.command})
+                    error.add_note(f"kdkit: to resume the run: {advice}")
                 # If it is installed, torch imports it when Python ends. Its classes are made by exec, and Python then
                 # forgets the interrupt.
                 with suppress(ImportError):
