@@ -8,7 +8,7 @@ import torch
 from kdkit.engine.check.estimate import CacheForecast, StageEstimate
 from kdkit.engine.check.plan import ProjectorSummary, TermSummary
 from kdkit.recipe.training import Training
-from kdkit.utils.reprs import describe_count, format_bytes, format_count
+from kdkit.utils.reprs import describe_count, format_bytes, format_count, weight_text
 
 _SLOW_READING = 0.2  # share of the time of the steps; less is not worth a line
 
@@ -97,7 +97,7 @@ def describe_projector(projector: ProjectorSummary) -> str:
 def describe_weight(term: TermSummary) -> str:
     """Return the weight of a term; for a ramp, its weights at the start and at the end of the stage."""
     start, end = term.weight
-    return f"{start:g}" if start == end else f"{start:g} to {end:g}"
+    return weight_text(f"{start:g}", f"{end:g}", term.factors)
 
 
 def type_name(value: Any) -> str:

@@ -113,6 +113,7 @@ class Distiller(nn.Module):
         self._has_progress = False
         self._is_sharded: bool | None = None
         self._observers = observers(self._open_stage.sessions.values())
+        self._samples = samples or 0
         self._untrained = UntrainedWarnings(self._open_stage, samples)
         self.register_state_dict_post_hook(_keep_tied_once)  # type: ignore[no-untyped-call]  # of torch
         self.register_load_state_dict_pre_hook(_fill_in_tied)  # type: ignore[no-untyped-call]  # of torch
@@ -265,7 +266,18 @@ class Distiller(nn.Module):
         if ids is not None and not is_valid:
             got = describe_array(ids) if isinstance(ids, Tensor) else f"a {type(ids).__name__}"
             raise RecipeError(f"ids must be a tensor of integers, ({len(labels)},) for this batch; got {got}")
+        if ids is not None and self._on_ids and self._samples and not torch.compiler.is_compiling():
+            self._require_known(ids)
         return Batch(inputs, as_targets(labels, per_position=self._per_position), ids, weights=sample_weights)
+
+    def _require_known(self, ids: Tensor) -> None:
+        """Raise RecipeError if ids are not below the number of samples. On a GPU, this would wait for the device."""
+        outside = ids[(ids < 0) | (ids >= self._samples)] if ids.device.type == "cpu" else ids[:0]
+        if len(outside):
+            raise RecipeError(
+                f"ids must number the samples from 0 to {self._samples - 1}, because samples={self._samples}; got "
+                f"{int(outside[0])}"
+            )
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         """Move or convert the teachers together with the student."""

@@ -29,7 +29,14 @@ from kdkit.engine.run_evaluation import RunEvaluation
 from kdkit.engine.run_record import Origin, notices, run_name, run_record, settings_of, versions
 from kdkit.engine.stage.teacher_caching import TeacherCaching
 from kdkit.engine.stage.training_batches import passes_over
-from kdkit.engine.storage.run_folder import NoRunFolder, RunFolder, can_resume, is_in_study, was_killed_at_start
+from kdkit.engine.storage.run_folder import (
+    NoRunFolder,
+    RunFolder,
+    can_resume,
+    how_to_resume,
+    is_in_study,
+    was_killed_at_start,
+)
 from kdkit.engine.storage.stage_folder import StageFolder
 from kdkit.engine.training.trainer import StageTrainer
 from kdkit.errors import RecipeError, RunFolderError, describe
@@ -38,7 +45,16 @@ from kdkit.nets.net import Net
 from kdkit.plugins.events import BaselineDifference, RunEnded, RunStarted
 from kdkit.plugins.manager import installed
 from kdkit.recipe.baseline import with_baselines
-from kdkit.recipe.recipe import Recipe, Stage, as_recipe, stage_dependencies
+from kdkit.recipe.recipe import (
+    Recipe,
+    Stage,
+    as_recipe,
+    continued_nets,
+    first_weights,
+    mark_trained,
+    stage_dependencies,
+)
+from kdkit.recipe.recipe_code import arguments_of, code_of, source_file
 from kdkit.utils import collectives
 from kdkit.utils.devices import default_modes, deterministic
 from kdkit.utils.randomness import exclusive_rng_state, seed_everything
@@ -148,6 +164,8 @@ def prepared(
             # The networks are created in recipe(), so their initial weights depend on this seed.
             seed_everything(options.seed)
             if not isinstance(recipe, Recipe):
+                if origin is None and source_file(recipe) is None and (code := code_of(recipe)) is not None:
+                    origin = Origin(options=arguments_of(recipe), source=code)  # of a notebook
                 status.show("preparing the data and the networks")
                 before = working_directory()
                 recipe = as_recipe(recipe, "run")
@@ -207,6 +225,7 @@ class PreparedRun:
             teacher_caching=TeacherCaching(recipe, options, device),
         )
         self.origin = origin
+        self.notices = (*notices(recipe, plan), *self._notices_of_continued_nets())
         self.lock = ExitStack()
         self.folder = self._open_folder()
         self.history: dict[str, Sequence[Mapping[str, Any]]] = {}
@@ -216,6 +235,7 @@ class PreparedRun:
         """Train and evaluate. Calls run_ended at the end, even after an error."""
         ctx = self.ctx
         ctx.recipe.mark_used()
+        before = first_weights(ctx.recipe)
         began = time.perf_counter()
         try:
             with self.lock:
@@ -225,6 +245,9 @@ class PreparedRun:
                 # Not a subclass: Python exits with SIGINT, as a shell loop expects, only for this class.
                 error.result = self._result()  # type: ignore[attr-defined]  # documented in `run`
                 error.add_note(_INTERRUPTED)
+                if ctx.options.out is not None:
+                    advice = how_to_resume(ctx.options.out, {"command": self.origin.command})
+                    error.add_note(f"kdkit: to resume the run: {advice}")
                 # If it is installed, torch imports it when Python ends. Its classes are made by exec, and Python then
                 # forgets the interrupt.
                 with suppress(ImportError):
@@ -232,9 +255,29 @@ class PreparedRun:
             ctx.teacher_caching.location.close(ended=False)
             ctx.callbacks.call("run_ended", self._ended(time.perf_counter() - began, error=error))
             raise
+        finally:
+            mark_trained(ctx.recipe, before)
         ctx.teacher_caching.location.close(ended=ctx.options.only is None)
         ctx.callbacks.call("run_ended", self._ended(time.perf_counter() - began))
         return self._result()
+
+    def _notices_of_continued_nets(self) -> Iterator[str]:
+        """Yield a notice for each net that starts from the weights of an earlier run.
+
+        Raises RecipeError for a trial, whose results would depend on the trials before it.
+        """
+        if self.ctx.options.resume:  # from a checkpoint
+            return
+        for name in continued_nets(self.ctx.recipe):
+            if self.origin.function is not None:
+                raise RecipeError(
+                    f"the module of net {name!r} was trained in an earlier run, from whose weights this trial would "
+                    "start; create networks inside the recipe function, so that each run has its own"
+                )
+            yield (
+                f"the module of net {name!r} was trained in an earlier run, and this run starts from those weights; to "
+                "start anew, create the module again, such as inside the recipe function"
+            )
 
     def _open_folder(self) -> RunFolder:
         ctx, options = self.ctx, self.ctx.options
@@ -243,6 +286,7 @@ class PreparedRun:
         if collectives.rank() > 0:
             return RunFolder(options.out, writes=False)
         record = run_record(ctx.recipe, ctx.plan, options, ctx.device, self.origin)
+        record["notices"] = list(self.notices)
         with ExitStack() as lock:
             if not options.only:  # otherwise the process that started this one for some stages holds the lock
                 lock.enter_context(RunFolder(options.out).locked())
@@ -282,7 +326,7 @@ class PreparedRun:
             device=str(ctx.device),
             seed=ctx.options.seed,
             folder=ctx.options.out,
-            notices=(*notices(ctx.recipe, ctx.plan), *ctx.teacher_caching.notices()),
+            notices=(*self.notices, *ctx.teacher_caching.notices()),
             resumed=ctx.options.resume,
             options=dict(self.origin.options or {}),
             settings=settings_of(ctx.plan, ctx.options),

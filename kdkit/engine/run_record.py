@@ -5,6 +5,7 @@ import platform
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -137,8 +138,11 @@ def hub_name(net: Net[Any]) -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of kdkit, torch and Python."""
-    return {"kdkit": __version__, "torch": torch.__version__, "python": platform.python_version()}
+    """Return the versions of kdkit, torch and Python, and of the packages of installed plugins."""
+    packages = [point.dist for point in entry_points(group="kdkit") if point.dist is not None]
+    plugins = {package.name: package.version for package in sorted(packages, key=lambda package: package.name)}
+    own = {"kdkit": __version__, "torch": torch.__version__, "python": platform.python_version()}
+    return own | {name: version for name, version in plugins.items() if name not in own}
 
 
 def settings_of(plan: Plan, options: RunOptions) -> dict[str, str | int | float | bool]:
@@ -176,7 +180,7 @@ def notices(recipe: Recipe, plan: Plan) -> Iterator[str]:
         )
     yield from filter(None, (net.weights_note for net in plan.nets))
     yield from plan.notices
-    yield from baseline_notices(plan.stages)
+    yield from dict.fromkeys(baseline_notices(plan.stages))  # stages of one student may have the same notice
     reason = "its outputs are not about the data's classes"
     if data.task == "regression":
         reason = "its outputs have the shape neither of those of a student nor of the labels"

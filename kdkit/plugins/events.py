@@ -78,7 +78,7 @@ class RunStarted:
     resumed: whether the run was stopped before and continues from its folder.
     options: the arguments of recipe() by name; empty if a recipe was run from Python. settings: the numbers and choices
     of the run and its stages for loggers, flat, such as "precision", "student/epochs" and "student/learning_rate".
-    parameters: the number of parameters by network. versions: of kdkit, torch and Python.
+    parameters: the number of parameters by network. versions: of kdkit, torch, Python and plugins.
     """
 
     recipe: str

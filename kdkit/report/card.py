@@ -14,7 +14,7 @@ from kdkit.errors import KdkitError
 from kdkit.export.card import FOLDER, read_cards, summary_rows
 from kdkit.nets.weights import runs_hint, runs_in, stage_weights
 from kdkit.report.formats import DASH, bounds, count, metric_title, plain, size
-from kdkit.report.runs import ReportedRun, matched_teachers, nets_by_role, terms_of, weight_text
+from kdkit.report.runs import ReportedRun, matched_teachers, nets_by_role, terms_of, weight_of
 from kdkit.report.verdict import Verdict, verdicts_of
 from kdkit.utils.files import exists, require_output, write_output
 from kdkit.utils.printable import printable
@@ -134,7 +134,7 @@ def _method(run: ReportedRun) -> Iterator[str]:
                 _code(term.get("label")),
                 _code(term["teacher"]) if term.get("teacher") else "labels",
                 _code(term.get("loss")),
-                weight_text(term.get("weight")) or DASH,
+                weight_of(term) or DASH,
             )
             for stage, terms in terms_of(run.record).items()
             for term in terms

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from kdkit.errors import KdkitError
 from kdkit.report import analysis, formats
 from kdkit.report.charts import Bar, difference_bar, interval_chart, reliability_chart
-from kdkit.report.runs import ReportedRun, nets_by_role, terms_of, weight_text
+from kdkit.report.runs import ReportedRun, nets_by_role, terms_of, weight_of
 from kdkit.report.verdict import Verdict, in_points
 from kdkit.utils.read_json import mapping
 from kdkit.utils.reprs import distinct_notes
@@ -187,7 +187,7 @@ def setup(runs: Sequence[ReportedRun]) -> Values:
         for stage, terms_of_stage in terms_of(run.record).items():
             for term in terms_of_stage:
                 texts = {key: str(term.get(key) or "") for key in ("student_net", "label", "loss", "teacher")}
-                row = {"stage": stage, **texts, "weight": weight_text(term.get("weight"))}
+                row = {"stage": stage, **texts, "weight": weight_of(term)}
                 labels = terms.setdefault(tuple(row.items()), [])
                 labels += [] if run.label in labels else [run.label]
     # A recipe of several runs is shown once.

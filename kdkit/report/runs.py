@@ -36,7 +36,7 @@ from kdkit.plugins.events import BaselineDifference
 from kdkit.report.analysis import same_metric
 from kdkit.utils.files import read_file
 from kdkit.utils.read_json import mapping, number_or, rows, whole_number
-from kdkit.utils.reprs import describe_names, without_addresses
+from kdkit.utils.reprs import describe_names, weight_text, without_addresses
 
 RECIPE = "recipe.py"
 _SOURCE = 1_000_000  # the most characters of a recipe that a page shows
@@ -220,8 +220,8 @@ class ReportedRun:
 
     def weight(self, stage: str, label: str) -> str:
         """Return a text with the weight of a term; "" if it is unknown."""
-        weights = [term.get("weight") for term in terms_of(self.record).get(stage, ()) if term.get("label") == label]
-        return f"weight {weight_text(weights[0])}" if weights else ""
+        terms = [term for term in terms_of(self.record).get(stage, ()) if term.get("label") == label]
+        return f"weight {weight_of(terms[0])}" if terms else ""
 
     def parameters(self, net: str) -> int | None:
         """Return the number of a net's parameters."""
@@ -331,12 +331,13 @@ def matched_teachers(record: Mapping[str, Any], student: str) -> tuple[str, ...]
     return tuple(teachers)
 
 
-def weight_text(weight: Any) -> str:
-    """Return the weight of a term, or its weights at the start and at the end of the stage."""
+def weight_of(term: Mapping[str, Any]) -> str:
+    """Return the weight of a term of a record, or its weights at the start and at the end of the stage."""
+    weight = term.get("weight")
     if not isinstance(weight, list) or len(weight) != 2:
         return ""
     first, last = (f"{number_or(value, 0.0):.3g}" for value in weight)
-    return first if first == last else f"{first} to {last}"
+    return weight_text(first, last, str(term.get("factors") or ""))
 
 
 def settings_digest(run: ReportedRun, average_over: Sequence[str]) -> str:

@@ -1,7 +1,6 @@
 """Run many trials in one folder, each once: finished trials are skipped, and interrupted ones are resumed."""
 
 import hashlib
-import inspect
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -9,7 +8,6 @@ from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import FunctionType
 from typing import Any
 
 from kdkit.engine.options import TEACHER_CACHE, RunOptions, require_options
@@ -21,7 +19,7 @@ from kdkit.metrics.base import MetricResult
 from kdkit.metrics.paired import SplitPredictions
 from kdkit.nets.weights import runs_in
 from kdkit.recipe.recipe import Recipe
-from kdkit.study.recipe_code import constants_of, notebook_code
+from kdkit.recipe.recipe_code import arguments_of, code_of, function_of, source_file
 from kdkit.study.scheduler import run_trials
 from kdkit.study.settings import TrialSettings, unknown_run
 from kdkit.study.trial import Trial, TrialResult, as_names
@@ -33,7 +31,6 @@ from kdkit.study.workers.ray import Cluster, RayWorkers
 from kdkit.utils.files import exists, is_file
 from kdkit.utils.locks import FileLock
 from kdkit.utils.reprs import describe_count, describe_names, first_three
-from kdkit.utils.signatures import parameters_by_name
 from kdkit.utils.user_paths import user_path
 
 _ADVICE = "choose another folder (--out FOLDER, or folder=FOLDER in Python)"
@@ -56,7 +53,7 @@ class Study:
         self.folder, self.trials = user_path(folder), listed
         self._digests: dict[str, str] = {}
         # Read once, because recipe files may be edited before the last trial starts.
-        self._files = {trial.name: _source_file(trial.recipe) for trial in self.trials}
+        self._files = {trial.name: source_file(trial.recipe) for trial in self.trials}
         self._sources = {file: file.read_bytes() for file in {*self._files.values()} if file is not None}
         # Of different trials, some may have no student, such as the teacher for all of them.
         self._requires_baseline = len({(id(trial.recipe), repr(trial.options)) for trial in self.trials}) == 1
@@ -231,9 +228,9 @@ class Study:
         return Origin(
             file=file,
             function=_name_of(trial.recipe),
-            options={**_arguments_of(trial.recipe), **trial.options, **needs},
+            options={**arguments_of(trial.recipe), **trial.options, **needs},
             command=trial.command,
-            source=_code_of(trial.recipe) if file is None else self._sources[file],
+            source=code_of(trial.recipe) if file is None else self._sources[file],
         )
 
     def _settings(self, trial: Trial, options: RunOptions) -> TrialSettings:
@@ -267,37 +264,10 @@ def _unwritable(folder: Path, error: Exception) -> RunFolderError:
     return RunFolderError(f"{folder} cannot be written: {first_line(error)}; {_ADVICE}")
 
 
-def _function_of(recipe: Callable[..., Recipe]) -> Callable[..., Recipe]:
-    return recipe.func if isinstance(recipe, partial) else recipe
-
-
 def _name_of(recipe: Callable[..., Recipe]) -> str:
     """Return the name of a recipe function, or of the class of another callable."""
-    function = _function_of(recipe)
+    function = function_of(recipe)
     return str(getattr(function, "__qualname__", type(function).__name__))
-
-
-def _arguments_of(recipe: Callable[..., Recipe]) -> dict[str, Any]:
-    """Return the arguments of a `functools.partial`, and the constants in a closure or an object, by name."""
-    if isinstance(recipe, partial):
-        arguments = dict(zip(parameters_by_name(recipe.func), recipe.args, strict=False))
-        return {**_arguments_of(recipe.func), **arguments, **recipe.keywords}
-    return constants_of(recipe)
-
-
-def _code_of(recipe: Callable[..., Recipe]) -> bytes | None:
-    """Return the code of a recipe function that is in no file; None if it is unknown, or for a callable object."""
-    function = inspect.unwrap(_function_of(recipe))
-    return notebook_code(function) if isinstance(function, FunctionType) else None
-
-
-def _source_file(recipe: Callable[..., Recipe]) -> Path | None:
-    """Return the file that defines a recipe function; None if there is none, such as for a callable object."""
-    try:
-        file = inspect.getsourcefile(inspect.unwrap(_function_of(recipe)))
-    except TypeError:  # a callable that is not a function
-        return None
-    return Path(file) if file is not None and Path(file).is_file() else None
 
 
 class _Results(Iterator[TrialResult]):

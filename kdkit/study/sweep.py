@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from kdkit.engine.options import RunOptions, require_options
-from kdkit.errors import RecipeError, Terminated, did_you_mean
+from kdkit.errors import RecipeError, Terminated, describe_error, did_you_mean
 from kdkit.metrics.base import Metric
 from kdkit.recipe.recipe import Recipe, nets_of
 from kdkit.study.cell_comparison import compare_cells
@@ -109,7 +109,7 @@ class Sweep:
             for cell in self.cells
         ]
         self.study = Study(folder, trials if amend is None else [*map(amend, trials)])
-        self._failed: set[str] = set()  # trials that failed in the last call of `run`
+        self._failed: dict[str, BaseException] = {}  # errors of trials in the last call of `run`
 
     def __repr__(self) -> str:
         cells = describe_count(len(self.cells), "combination")
@@ -136,16 +136,16 @@ class Sweep:
 
         Raises RecipeError if no run is finished, or if the runs have no such net or metric.
         """
-        names = {trial.name for trial in self.study.trials if self.study.finished(trial.name)} - self._failed
+        names = {trial.name for trial in self.study.trials if self.study.finished(trial.name)} - self._failed.keys()
         finished = [
             replace(cell, trials={key: name for key, name in cell.trials.items() if name in names})
             for cell in self.cells
         ]
         if not any(cell.trials for cell in finished):
-            raise RecipeError(
-                f"no run in {self.study.folder} is finished, so there is nothing to compare; sweep.run() runs them "
-                "while its results are iterated over: for result in sweep.run(): ..."
-            )
+            reason = "sweep.run() runs them while its results are iterated over: for result in sweep.run(): ..."
+            for name, error in [*self._failed.items()][:1]:
+                reason = f"{len(self._failed)} failed; the first, {name}: {describe_error(error)}"
+            raise RecipeError(f"no run in {self.study.folder} is finished, so there is nothing to compare; {reason}")
         if self._compared is None:  # a run finished, but recipe() fails now, for example because its data was moved
             raise RecipeError("recipe() fails for every combination of options, so there is no metric to compare")
         metric, student = self._compared
@@ -163,7 +163,7 @@ class Sweep:
         """Yield the results of trials, and remember those that failed."""
         for result in results:
             if result.error is not None:
-                self._failed.add(result.trial.name)
+                self._failed[result.trial.name] = result.error
             yield result
 
     @cached_property

@@ -3,9 +3,9 @@
 import csv
 import io
 import math
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ from kdkit.metrics.comparison import Comparison
 from kdkit.utils.console import format_number
 from kdkit.utils.files import to_json, write_output
 from kdkit.utils.reprs import describe_count
+from kdkit.utils.user_paths import user_path
 
 LEVEL = 0.95  # of all comparisons together
 _SHOWN = 20  # cells in the repr
@@ -231,8 +232,9 @@ class SweepResults:
                 writer.writerow([*cell.options.values(), *repetition, cell.validation[key], *values])
         return text.getvalue()
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: str | os.PathLike[str]) -> None:
         """Write results.json and results.csv to a folder. Raises KdkitError if they cannot be written."""
+        folder = user_path(folder)
         write_output(folder / "results.json", self.as_json(), option="--out FOLDER")
         write_output(folder / "results.csv", self.as_csv(), option="--out FOLDER")
 

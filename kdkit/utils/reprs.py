@@ -123,3 +123,14 @@ def format_bytes(count: float, *, base: int = 1000) -> str:
         units.pop(0)
     digits = f"{count:.0f}" if count >= 99.95 else f"{count:.3g}"  # from 100 on, .3g could switch to "1e+03"
     return f"{digits} {units[0]}"
+
+
+def weight_text(first: str, last: str, factors: str) -> str:
+    """Return the weight of a term in a stage.
+
+    first, last: the weight at the start and at the end. If both are equal, but a factor is a function, such as one that
+    alternates, the factors are returned. factors: as written in a recipe, such as "0.5 * alternate".
+    """
+    if first != last:
+        return f"{first} to {last}"
+    return first if re.fullmatch(r"[\d.e+* -]*", factors) else factors

@@ -119,17 +119,18 @@ def _metrics_named_as_keys(recipe: Recipe) -> Iterator[str]:
 
 def _shared_losses(recipe: Recipe) -> Iterator[str]:
     labels: dict[int, str] = {}  # of the first term that uses a loss, by the id of the loss
-    for term in _terms(recipe):
+    for stage, term in ((part, term) for part in recipe.stages for term in part.terms):
+        label = f"{term.label!r} of stage {stage.name!r}"
         loss = term.loss
         has_parameters = isinstance(loss, nn.Module) and any(True for _ in loss.parameters())
         if has_parameters or (isinstance(loss, nn.Module) and hasattr(loss, "build")):
             if id(loss) in labels:
                 fact = "has parameters" if has_parameters else "is built for one term"
                 yield (
-                    f"terms {labels[id(loss)]!r} and {term.label!r} share one {type(loss).__name__}, which {fact}; "
+                    f"terms {labels[id(loss)]} and {label} share one {type(loss).__name__}, which {fact}; "
                     "create one for each term"
                 )
-            labels[id(loss)] = term.label
+            labels[id(loss)] = label
 
 
 def _losses_of_ignored_labels(recipe: Recipe, context: BuildContext) -> Iterator[str]:

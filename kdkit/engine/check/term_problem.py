@@ -14,7 +14,7 @@ from kdkit.engine.failures.network_errors import device_advice, line_of_user_cod
 from kdkit.engine.stage.term_inputs import TermInputs
 from kdkit.engine.stage.terms import BoundTerm
 from kdkit.errors import KdkitError, first_line
-from kdkit.losses.base import describe_loss
+from kdkit.losses.base import LOSS_KWARGS, describe_loss
 from kdkit.losses.multi_teacher import PerTeacher
 from kdkit.losses.sides import TensorOrTuple, as_tuple, map_side
 from kdkit.losses.validation import ONE_OUTPUT
@@ -98,6 +98,10 @@ class TermCheck:
         loss = self.term.loss
         if advice := device_advice(error, self.first.device):
             return advice
+        missing = {name for name in LOSS_KWARGS if f"'{name}'" in str(error)} - self.kwargs.keys()
+        if isinstance(error, TypeError) and "missing" in str(error) and missing:  # of a loss with **kwargs
+            names = ", ".join(name for name in LOSS_KWARGS if name in missing)
+            return f"; a loss gets the arguments that its signature names: write {names} instead of **kwargs"
         classes, *positions = self.first.shape[1:] or (0,)
         for name, buffer in loss.named_buffers() if isinstance(loss, nn.Module) else ():
             if buffer.dtype == torch.float64 != self.first.dtype and "Double" in str(error):

@@ -100,7 +100,8 @@ class TrainingBatches:
         if count != self.per_epoch:
             got = "more" if count > self.per_epoch else count
             raise DataError(
-                f"the training data must have {self.per_epoch} batches per epoch, its length, but has {got}"
+                f"the training data must have {self.per_epoch} batches per epoch, its length, but has {got}; if a "
+                "sampler draws another number in each epoch, pass Training(steps_per_epoch=N)"
             )
 
     def _segments(self, epoch: int, skip: int) -> list["_Segment"]:

@@ -117,6 +117,12 @@ class RunFolder:
     def require_usable(path: Path, *, resume: bool) -> None:
         """Raise the error that creating or resuming this folder would raise, without writing anything."""
         if resume:
+            if not exists(path):
+                near = runs_in(path.parent)
+                hint = f"; {did_you_mean(path.name, near)}" if near else ""
+                raise RunFolderError(
+                    f"there is no run in {path} to resume{hint}; to start one, leave out --resume, or resume=True"
+                )
             read_record(path)
             return
         with _explain_unwritable(path):

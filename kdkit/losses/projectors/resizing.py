@@ -55,6 +55,11 @@ def rearrange_tokens(features: Tensor, positions: tuple[int, ...]) -> Tensor:
     out of the tap.
     """
     current = tuple(features.shape[2:])
+    if not current and positions:
+        raise RecipeError(
+            f"expected features with positions, (batch, channels, *positions), as `build` got their shape; got "
+            f"{tuple(features.shape)}; average over the positions after the projector, not before"
+        )
     if len(current) == len(positions) or not positions:
         return features
     grid = _token_grid(current, positions)

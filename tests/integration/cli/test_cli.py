@@ -376,7 +376,7 @@ OPTIONS = {
     "resuming nothing": (["--resume"], ["to resume", "pass the run folder"]),
     "resuming a folder that does not exist": (
         ["--resume", "--out", "nowhere"],
-        ["there is no folder nowhere; expected the folder of a run"],
+        ["there is no run in nowhere to resume; to start one, leave out --resume, or resume=True"],
     ),
     "two files": (["other.py"], ["unexpected extra argument"]),
 }

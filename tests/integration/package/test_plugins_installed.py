@@ -45,6 +45,7 @@ def test_a_plugin_adds_a_loss_a_schedule_and_callbacks_to_a_run(recipe_file, tmp
     assert result.code == 0, result
     status = [f"reading {recipe_file}", "preparing the data and the networks", "checking the recipe"]
     assert result.err.splitlines() == [f"{line} ..." for line in status]  # and no warning
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["versions"]["kdkit-good"] == "1.0"
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     epoch = ["step_ended", "step_ended", "epoch_ended"]
     stage = ["stage_started", *epoch, *epoch]

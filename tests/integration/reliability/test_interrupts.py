@@ -245,14 +245,17 @@ def test_a_signal_whose_exception_python_ignores_ends_the_run_after_the_next_bat
             interrupts.end_run()
 
 
-def test_an_interrupt_in_the_first_epoch_leaves_an_empty_history():
+def test_an_interrupt_in_the_first_epoch_leaves_an_empty_history_and_the_way_to_resume(tmp_path):
+    folder = tmp_path / "run"
+
     class Interrupt:
         @kdkit.hookimpl
         def step_ended(self, event):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt) as caught:
-        kdkit.run(lambda: three(Sequential, training=training()), device="cpu", callbacks=[Interrupt()])
+        kdkit.run(lambda: three(Sequential, training=training()), device="cpu", callbacks=[Interrupt()], out=folder)
+    assert caught.value.__notes__[-1].endswith(f"kdkit.run(..., out={str(folder)!r}, resume=True) in Python")
     result = caught.value.result
     assert result.history == {"teacher": []}
     assert not result.nets["teacher"].trained

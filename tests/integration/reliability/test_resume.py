@@ -1,6 +1,7 @@
 """A run that was killed or interrupted resumes, and ends in the bits of an uninterrupted one."""
 
 import json
+import linecache
 import os
 import shutil
 import signal
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from textwrap import dedent
 
@@ -216,6 +218,39 @@ def test_a_run_from_python_with_changed_training_options_is_not_resumed(tmp_path
     with pytest.raises(RunFolderError, match="differs in its trainings"):
         kdkit.run(three(training=training(epochs=1, max_grad_norm=1.0)), **options, resume=True)
     kdkit.run(three(training=training(epochs=1)), **options, resume=True)
+
+
+def test_a_run_of_a_notebook_is_not_resumed_with_other_code(tmp_path):
+    cell = dedent("""
+        import kdkit
+        from torch import nn
+        from tests.helpers.tiny import one_stage, tiny_net
+
+        class Loss(nn.CrossEntropyLoss):
+            def forward(self, student, labels):
+                return 1 * super().forward(student, labels)
+
+        def recipe(scale):
+            return one_stage(tiny_net("net"), kdkit.Truth(Loss()))
+    """)
+
+    def run(source, call, **options):
+        lines = (source + call).splitlines(keepends=True)
+        name = f"<cell {len(linecache.cache)}>"
+        linecache.cache[name] = (len(source), None, lines, name)
+        scope = {
+            "__name__": "__main__",
+            "run": partial(kdkit.run, device="cpu", out=tmp_path, measure=False, **options),
+        }
+        exec(compile("".join(lines), name, "exec"), scope)
+
+    run(cell, "run(lambda: recipe(1))")
+    run("\n" + cell, "run(lambda:   recipe(1), callbacks=[])", resume=True)
+    for changed, call in ((cell.replace("1 *", "2 *"), "run(lambda: recipe(1))"), (cell, "run(lambda: recipe(2))")):
+        with pytest.raises(
+            RunFolderError, match=r"differs in its recipe sha256: .* \(the code of the recipe has changed"
+        ):
+            run(changed, call, resume=True)
 
 
 def test_a_run_from_python_with_a_changed_objective_or_monitored_metric_is_not_resumed(tmp_path):

@@ -18,7 +18,7 @@ from kdkit.recipe.baseline import with_baselines
 from tests.helpers.callbacks import KillAfterEpoch, killed_and_resumed
 from tests.helpers.command_line import ROOT
 from tests.helpers.stages import assert_same_results
-from tests.helpers.tiny import Mlp, same_state, state_of, tiny_data, tiny_net
+from tests.helpers.tiny import Mlp, plain_goal, same_state, state_of, tiny_data, tiny_net
 
 LABELS = 0.3
 
@@ -160,6 +160,15 @@ def test_the_weight_of_a_baseline_is_told(tmp_path):
     assert [term["weight"] for term in record["terms"]["student-alone"]] == [[1, 1]]
     notice = "the labels of net 'student-alone' have weight 1, those of 'student' 0.5, so that the steps"
     assert any(notice in text for text in record["notices"])
+
+
+def test_stages_of_a_student_with_one_weight_have_one_notice(tmp_path):
+    student, teacher = tiny_net("student"), tiny_net("teacher", trained=True)
+    objective = 0.5 * plain_goal() + 0.5 * Match(teacher, SoftTargets())
+    stages = [Stage({student: objective}, training(epochs=1), name=name) for name in ("first", "second")]
+    kdkit.run(Recipe(data=tiny_data(), schedule=stages), baseline=True, measure=False, out=tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert sum("the labels of net 'student-alone' have weight 1" in text for text in record["notices"]) == 1
 
 
 def test_a_baseline_changes_nothing_else():

@@ -152,6 +152,18 @@ def test_metrics_and_predictions_of_a_trial_are_read_from_its_folder(tmp_path):
         study.metrics("small")
 
 
+def test_a_trial_whose_network_an_earlier_trial_trained_fails(tmp_path):
+    module = Small(4)
+
+    def shared(lr: float) -> Recipe:
+        return Recipe(data=data(), schedule=[Stage({Net("net", module): truth()}, training(epochs=1))])
+
+    trials = [Trial(name=f"lr{lr}", recipe=shared, options={"lr": lr}) for lr in (0.1, 0.2)]
+    first, second = Study(tmp_path, trials).run(CPU)
+    assert first.state == "finished"
+    assert "create networks inside the recipe function" in str(second.error)
+
+
 def test_a_trial_may_need_several_trials(tmp_path):
     trials = [
         Trial(name="one", recipe=recipe, options={"width": 8}),

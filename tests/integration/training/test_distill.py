@@ -292,3 +292,17 @@ def test_a_teacher_that_masks_a_class_teaches_and_has_metrics(kd_loss, tmp_path)
     for result in (plain, *cached):
         assert all(math.isfinite(value) for epoch in result.history["student"] for value in epoch["terms"].values())
         assert math.isfinite(result.metrics["teacher"]["accuracy"].value)
+
+
+def test_a_student_that_an_earlier_run_trained_is_a_notice_unless_its_weights_were_changed():
+    data, student = dataset("multiclass", 16, 0), net(4)
+    initial = copied(student)
+
+    def notices():
+        recorder = Recorder()
+        kdkit.distill(net(8), student, data, data, epochs=1, callbacks=[recorder], device="cpu")
+        return sum("'student' was trained in an earlier run" in notice for notice in recorder.runs[0].notices)
+
+    assert [notices(), notices()] == [0, 1]
+    student.load_state_dict(initial)
+    assert notices() == 0

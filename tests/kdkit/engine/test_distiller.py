@@ -285,6 +285,9 @@ def test_a_loss_with_a_memory_gets_the_ids_of_the_samples():
         ):
             with pytest.raises(RecipeError, match=rf"ids must be a tensor of integers, \(8,\) .* got {got}"):
                 distiller(INPUTS, LABELS, ids=ids)
+        for ids, got in ((torch.arange(8) + 1, 8), (torch.arange(8) - 1, -1)):
+            with pytest.raises(RecipeError, match=f"from 0 to 7, because samples=8; got {got}"):
+                distiller(INPUTS, LABELS, ids=ids)
     with pytest.raises(CheckError, match="a Distiller gets samples=N, and ids= in each call"):
         Distiller(student, Truth(nn.CrossEntropyLoss()) + crd, (INPUTS, LABELS))
 

@@ -103,6 +103,12 @@ def test_tokens_become_a_map_row_by_row_and_tokens_again():
     assert torch.equal(rearrange_tokens(map_features, (24,)), tokens)
 
 
+def test_positions_that_were_averaged_before_the_projector_are_refused_with_the_remedy():
+    projector = Projector(torch.Size((2, 3, 4, 4)), torch.Size((2, 5, 4, 4)))
+    with pytest.raises(RecipeError, match=r"expected features with positions, .*; got \(2, 3\); average .* after the"):
+        projector(torch.zeros(2, 3))
+
+
 @pytest.mark.parametrize(
     ("shape", "positions"), [((2, 3, 25), (4, 6)), ((2, 3, 4, 6), (25,)), ((2, 3, 4, 6), (2, 2, 2))]
 )

@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import kdkit
+from kdkit.cli.estimates import describe_weight
 from kdkit.data.torch_data import TorchData
 from kdkit.engine.storage.comparison import differences
 from kdkit.engine.storage.run_folder import RunFolder
@@ -313,6 +314,22 @@ def test_a_chart_of_a_term_names_its_weight_only_if_all_runs_have_it(tmp_path):
     assert "truth weight" not in text
     assert "teacher/soft_targets weight 0.2" in text
     assert "truth weight 0.3" in report_page(folders[0], out=tmp_path / "report.html").panel("training").text
+
+
+def test_a_weight_that_changes_between_equal_ends_is_shown_by_its_factors(tmp_path):
+    def alternate(progress):
+        return float(progress < 0.2 or progress > 0.8)
+
+    def recipe():
+        match = kdkit.Match(tiny_net("teacher", trained=True), SoftTargets())
+        labels = kdkit.Truth(nn.CrossEntropyLoss())
+        return one_stage(tiny_net("student"), 0.5 * labels + alternate * (0.25 * match))
+
+    (plan,) = kdkit.check(recipe()).stage_plans
+    assert [describe_weight(term) for term in plan.terms] == ["0.5", "0.25 * alternate"]
+    folder = run(tmp_path / "run", recipe, measure=False)
+    text = report_page(folder, out=tmp_path / "report.html").panel("training").text
+    assert "teacher/soft_targets weight 0.25 * alternate" in text
 
 
 def test_the_verdicts_on_all_students_of_a_stage_are_named(tmp_path):

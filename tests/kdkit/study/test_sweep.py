@@ -439,6 +439,13 @@ def test_results_need_a_finished_run(tmp_path):
         Sweep(recipe, {}, folder=tmp_path).results()
 
 
+def test_results_of_which_every_run_failed_have_the_reason(tmp_path):
+    sweep = Sweep(recipe, {"width": [-1, -2]}, folder=tmp_path / "sweep", seeds=1)
+    assert [result.state for result in sweep.run(CPU)] == ["failed", "failed"]
+    with pytest.raises(RecipeError, match=r"2 failed; the first, width=-1,seed=0: ValueError: no width"):
+        sweep.results()
+
+
 def test_the_advice_to_resume_a_run_depends_on_how_it_was_started(tmp_path):
     [*Sweep(recipe, {}, folder=tmp_path / "runs", seeds=1).run(CPU)]
     trial = shutil.copytree(tmp_path / "runs", tmp_path / "copy") / "seed=0"
@@ -469,7 +476,7 @@ def test_results_of_a_recipe_that_fails_since_are_refused(tmp_path):
 
 def test_the_files_of_a_sweep_have_every_run_and_every_verdict(tmp_path):
     results = swept(tmp_path, {"lr": [1e-6, 0.3]}, seeds=2)
-    results.save(tmp_path)
+    results.save(str(tmp_path))
     content = json.loads((tmp_path / "results.json").read_text())
     assert content["best"] == {"lr": 0.3}
     assert content["cells"][0]["best_minus_this"]["samples"]["pairs"] == 200

@@ -465,8 +465,22 @@ def test_a_loss_with_parameters_in_two_terms_is_a_problem():
     hint, taps = Hint(), hidden_taps(student, teacher)  # 5 to 7 features, so it has a projector
     objective = Match(teacher, hint, **taps) + Match(teacher, hint, **taps, label="again")
     problems = check(one_stage(student, objective)).problems
-    message = "terms 'teacher/hint' and 'again' share one Hint, which is built for one term"
+    message = (
+        "terms 'teacher/hint' of stage 'student' and 'again' of stage 'student' share one Hint, which is built for"
+    )
     assert any(message in problem for problem in problems)
+
+
+def test_a_loss_whose_function_hides_the_names_of_its_arguments_is_a_problem_with_the_remedy():
+    def inner(student, target, *, ids, labels):
+        return (student - target).square().mean()
+
+    def loss(student, target, **kwargs):
+        return inner(student, target, **kwargs)
+
+    teacher, student = teacher_and_student()
+    problem = only_problem(one_stage(student, Match(teacher, loss)))
+    assert "a loss gets the arguments that its signature names: write labels, ids instead of **kwargs" in problem
 
 
 def test_a_loss_without_parameters_may_be_in_two_terms():

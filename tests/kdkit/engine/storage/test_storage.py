@@ -153,7 +153,9 @@ def test_a_path_that_cannot_become_a_folder_is_refused_before_anything_is_writte
 
 def test_require_usable_checks_a_folder_and_writes_nothing(tmp_path):
     RunFolder.require_usable(tmp_path / "new" / "run", resume=False)
-    with pytest.raises(RunFolderError, match=r"there is no folder .*; expected the folder of a run"):
+    with pytest.raises(
+        RunFolderError, match=r"there is no run in .*new to resume; to start one, leave out --resume, or resume=True"
+    ):
         RunFolder.require_usable(tmp_path / "new", resume=True)
     assert names(tmp_path) == []
     RunFolder.create(tmp_path / "run", RECORD, None)

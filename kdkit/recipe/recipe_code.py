@@ -1,30 +1,54 @@
-"""What a recipe function uses: its constants, and its code if it is in no file, so that a study notices changes."""
+"""What a recipe function uses: its arguments, its constants and its code, so that runs and studies notice changes."""
 
 import dis
 import inspect
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import CellType, CodeType, FunctionType
+from typing import Any
+
+from kdkit.utils.signatures import parameters_by_name
 
 
-def notebook_code(recipe: FunctionType) -> bytes | None:
-    """Return the source of a function, and of the functions, classes and constants that it uses of its module.
-
-    None if its source is unknown. Other values, such as tensors and objects, are not included.
-    """
-    parts: dict[str, str] = {}
-    _add(recipe.__name__, recipe, recipe.__module__, parts)
-    return "\n".join(parts.values()).encode() if parts[recipe.__name__] else None
+def function_of(recipe: Callable[..., object]) -> Callable[..., object]:
+    """Return the function of a `functools.partial`, or another callable itself."""
+    return recipe.func if isinstance(recipe, partial) else recipe
 
 
-def constants_of(recipe: Callable[..., object]) -> dict[str, object]:
-    """Return the constants in the closure of a function, or in the attributes of a callable object, by name."""
+def arguments_of(recipe: Callable[..., object]) -> dict[str, Any]:
+    """Return the arguments of a `functools.partial`, and the constants in a closure or an object, by name."""
+    if isinstance(recipe, partial):
+        arguments = dict(zip(parameters_by_name(recipe.func), recipe.args, strict=False))
+        return {**arguments_of(recipe.func), **arguments, **recipe.keywords}
     if isinstance(recipe, FunctionType):
         values = _closure_of(recipe)
     else:
         owner = getattr(recipe, "__self__", recipe)  # of a method
         values = {} if isinstance(owner, type) else getattr(owner, "__dict__", {})
     return {name: value for name, value in values.items() if _is_constant(value)}
+
+
+def source_file(recipe: Callable[..., object]) -> Path | None:
+    """Return the file that defines a recipe function; None if there is none, such as for a callable object."""
+    try:
+        file = inspect.getsourcefile(inspect.unwrap(function_of(recipe)))
+    except TypeError:  # a callable that is not a function
+        return None
+    return Path(file) if file is not None and Path(file).is_file() else None
+
+
+def code_of(recipe: Callable[..., object]) -> bytes | None:
+    """Return the source of a recipe function, and of the functions, classes and constants that it uses of its module.
+
+    None if its source is unknown, or for a callable object. Other values, such as tensors, are not included.
+    """
+    function = inspect.unwrap(function_of(recipe))
+    if not isinstance(function, FunctionType):
+        return None
+    parts: dict[str, str] = {}
+    _add(function.__name__, function, function.__module__, parts)
+    return "\n".join(parts.values()).encode() if parts[function.__name__] else None
 
 
 def _add(name: str, value: object, module: str, parts: dict[str, str]) -> None:
@@ -35,7 +59,9 @@ def _add(name: str, value: object, module: str, parts: dict[str, str]) -> None:
         value = getattr(value, "__wrapped__", value)  # of functools.cache
     if isinstance(value, FunctionType) and value.__module__ == module:
         try:
-            parts[name] = inspect.getsource(value)
+            # The source of a lambda is its whole statement, such as a call of kdkit.run with other options.
+            is_lambda = value.__name__ == "<lambda>"
+            parts[name] = _compiled(value.__code__) if is_lambda else inspect.getsource(value)
         except OSError:  # of a method of a dataclass, or in an interactive interpreter
             parts[name] = ""
         for used, member in sorted(_used_by(value).items()):
@@ -77,6 +103,12 @@ def _names(code: CodeType) -> Iterator[str]:
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from _names(constant)
+
+
+def _compiled(code: CodeType) -> str:
+    """Return compiled code as text, without its position."""
+    constants = [_compiled(value) if isinstance(value, CodeType) else value for value in code.co_consts]
+    return f"# lambda {code.co_names} {constants} {code.co_code.hex()}"
 
 
 def _is_constant(value: object) -> bool:

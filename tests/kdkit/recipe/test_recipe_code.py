@@ -4,7 +4,7 @@ import linecache
 
 import pytest
 
-from kdkit.study.recipe_code import notebook_code
+from kdkit.recipe.recipe_code import code_of
 
 CELLS = """
 from dataclasses import dataclass
@@ -78,17 +78,17 @@ def run_cell(source, name="<cell>"):
 )
 def test_a_change_of_what_a_recipe_uses_changes_its_code(before, after):
     assert before in CELLS
-    code = notebook_code(run_cell(CELLS))
-    assert code != notebook_code(run_cell(CELLS.replace(before, after)))
+    code = code_of(run_cell(CELLS))
+    assert code != code_of(run_cell(CELLS.replace(before, after)))
 
 
 def test_other_cells_and_other_names_of_cells_change_nothing():
-    code = notebook_code(run_cell(CELLS))
+    code = code_of(run_cell(CELLS))
     assert b"class Net(Layer)" in code
     for before, after in (("unused = 1", "unused = 2"), ("real = 1", "real = 2")):
-        assert code == notebook_code(run_cell(CELLS.replace(before, after), "<another cell>"))
+        assert code == code_of(run_cell(CELLS.replace(before, after), "<another cell>"))
 
 
 def test_a_function_without_a_source_has_no_code():
     exec("def recipe(): ...", scope := {"__name__": "__main__"})
-    assert notebook_code(scope["recipe"]) is None
+    assert code_of(scope["recipe"]) is None
