@@ -256,7 +256,8 @@ class PreparedRun:
             ctx.callbacks.call("run_ended", self._ended(time.perf_counter() - began, error=error))
             raise
         finally:
-            mark_trained(ctx.recipe, before)
+            with suppress(RuntimeError):  # after an error of a GPU, its tensors cannot be read
+                mark_trained(ctx.recipe, before)
         ctx.teacher_caching.location.close(ended=ctx.options.only is None)
         ctx.callbacks.call("run_ended", self._ended(time.perf_counter() - began))
         return self._result()
