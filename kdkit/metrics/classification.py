@@ -118,7 +118,8 @@ class F1(CountedMetric):
     validation split; before, they are 0, a probability of one half. Multiclass: the class with the largest output is
     predicted. For labels per position, every position with a label is a decision, with threshold 0 if multilabel, so
     the F1 of a class is its Dice coefficient.
-    thresholds_by: how thresholds are chosen; by default, to maximize the F1 of each class.
+    thresholds_by: how thresholds are chosen; by default, to maximize the F1 of each class. thresholds: those that `fit`
+    chose; pass `thresholds_by=FixedThresholds(...)` for your own.
     """
 
     missing: ClassVar[str] = "no positives"
