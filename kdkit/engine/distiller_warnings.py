@@ -1,7 +1,7 @@
 """Warn if a loop trains the student of a Distiller, but not what should change with it."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from kdkit.engine.stage.open_stage import OpenStage
 from kdkit.teachers.base import TeacherSession
 from kdkit.utils.reprs import describe_names
 
-_STEPS = 10  # of the optimizer, after which weights that should be trained have changed
+_CALLS = (10, 100, 1000)  # the training calls in which weights are compared, which waits for the device
 _COMPARED = 64  # values of a weight
 _EPOCHS = 2  # the most passes over the samples in an epoch
 
@@ -34,8 +34,9 @@ class UntrainedWarnings:
             if type(session).on_epoch_end is not TeacherSession.on_epoch_end
         ]
         self.until_epoch_end = _EPOCHS * samples + 1 if self._with_epochs and samples is not None else 0
-        self._first_weights = {term.label: _first_weight(term.loss) for term in self.terms}  # until they are compared
-        self._versions: set[int] = set()  # of a weight of the student
+        self._first_weights = self._read_weights()
+        self._calls = 0
+        self._student_before: Tensor | None = None
 
     @property
     def is_watching(self) -> bool:
@@ -57,43 +58,56 @@ class UntrainedWarnings:
                 )
         if not (self.followers or self._first_weights):
             return
-        weight = next((weight for weight in student.parameters() if weight.requires_grad), None)
-        self._versions.add(0 if weight is None else weight._version)  # torch counts changes in place
-        if self.followers and len(self._versions) > 2:  # one change may be that of loaded weights
+        self._calls += 1
+        if self._calls == 1:  # weights may have been loaded after the Distiller was created
+            self._student_before, self._first_weights = _last_weight(student), self._read_weights()
+        before = self._student_before
+        if self._calls not in _CALLS or before is None or (before.is_cuda and torch.cuda.is_current_stream_capturing()):
+            return
+        after = _last_weight(student)
+        if after is None or torch.equal(after.to(before), before):
+            if self._calls == _CALLS[-1]:  # the student is not trained
+                self.followers, self._first_weights = [], {}
+            return
+        if self.followers:
             warnings.warn(
                 f"{describe_names(map(repr, self.followers))} follows the student, but distiller.on_step() is not "
                 "called after optimizer steps: its outputs stay those of the first weights",
                 stacklevel=5,  # the caller of the module
             )
             self.followers = []
-        is_captured = weight is not None and weight.is_cuda and torch.cuda.is_current_stream_capturing()
-        # The comparison waits for the device, which a CUDA graph must not.
-        if self._first_weights and len(self._versions) > _STEPS and not is_captured:
-            same = self._unchanged(weights)
-            if same:
-                warnings.warn(
-                    f"the student is trained, but the loss of {describe_names(same)} has weights, such as those of a "
-                    "projector, that are not: pass distiller.parameters() to the optimizer",
-                    stacklevel=5,  # the caller of the module
-                )
-            self._first_weights = {}
+        if same := self._unchanged(weights):
+            warnings.warn(
+                f"the student is trained, but the loss of {describe_names(same)} has weights, such as those of a "
+                "projector, that are not: pass distiller.parameters() to the optimizer",
+                stacklevel=5,  # the caller of the module
+            )
+        self._first_weights = {}
 
     def _unchanged(self, weights: Mapping[str, float | Tensor]) -> list[str]:
         """Return the labels of terms whose loss has the same weights as at first."""
-        now = {term.label: _first_weight(term.loss) for term in self.terms if weights[term.label] != 0}
+        current = {label: weight for label, weight in self._read_weights().items() if weights[label] != 0}
         return [
             repr(label)
             for label, before in self._first_weights.items()
-            if before is not None and (after := now.get(label)) is not None and torch.equal(after.to(before), before)
+            if label in current and torch.equal(current[label].to(before), before)
         ]
 
+    def _read_weights(self) -> dict[str, Tensor]:
+        """Return some values of the first trained weight of each loss that has one, such as of a projector."""
+        losses = {term.label: term.loss for term in self.terms if isinstance(term.loss, nn.Module)}
+        values = {label: _values([*loss.parameters()]) for label, loss in losses.items()}
+        return {label: weight for label, weight in values.items() if weight is not None}
 
-def _first_weight(loss: object) -> Tensor | None:
-    """Return some values of the first trained weight of a loss, such as of a projector; None if it has none.
 
-    Vectors, such as biases, may have no gradient.
-    """
-    for weight in loss.parameters() if isinstance(loss, nn.Module) else ():
+def _last_weight(student: nn.Module) -> Tensor | None:
+    """Return some values of the last trained weight of a student. The first may be embeddings that no sample has."""
+    return _values([*student.parameters()][::-1])
+
+
+def _values(weights: Sequence[Tensor]) -> Tensor | None:
+    """Return some values of the first matrix that is trained: vectors, such as biases, may have no gradient."""
+    for weight in weights:
         if weight.requires_grad and weight.ndim > 1 and type(weight).__name__ != "DTensor":
             return weight.detach().flatten()[:_COMPARED].clone()
     return None

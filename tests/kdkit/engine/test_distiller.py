@@ -232,14 +232,15 @@ def test_a_teacher_that_follows_the_student_moves_after_a_step():
         assert distiller(INPUTS, LABELS).terms["average of student/soft_targets"] < apart / 2
 
 
+@pytest.mark.parametrize("fused", [True, False])  # torch does not count the changes of a fused optimizer
 @pytest.mark.parametrize("missing", [True, False])
-def test_a_projector_that_the_optimizer_lacks_is_a_warning(missing):
+def test_a_projector_that_the_optimizer_lacks_is_a_warning(missing, fused):
     teacher, student = networks()
     objective = Truth(nn.CrossEntropyLoss()) + Match(teacher, Hint(), **features(student, teacher))
     objective += 0.0 * Match(teacher, Hint(), label="off", **features(student, teacher))
     with Distiller(student, objective, (INPUTS, LABELS)) as distiller, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        optimizer = torch.optim.SGD((student.module if missing else distiller).parameters(), lr=0.1)
+        optimizer = torch.optim.SGD((student.module if missing else distiller).parameters(), lr=0.1, fused=fused)
         for _ in range(12):
             distiller(INPUTS, LABELS).loss.backward()
             optimizer.step()
@@ -255,7 +256,7 @@ def test_a_student_that_moves_without_its_average_is_a_warning(calls):
     objective = Truth(nn.CrossEntropyLoss()) + Match(Ema(student), SoftTargets())
     with Distiller(student, objective, (INPUTS, LABELS)) as distiller, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        optimizer = torch.optim.SGD(distiller.parameters(), lr=0.1)
+        optimizer = torch.optim.SGD(distiller.parameters(), lr=0.1, fused=True)
         distiller.load_state_dict(distiller.state_dict())
         for _ in range(5):
             for _ in range(2):  # accumulated
