@@ -16,6 +16,7 @@ from kdkit.data.device_data import DeviceData
 from kdkit.engine.callbacks import Callbacks
 from kdkit.engine.check.check import check
 from kdkit.engine.check.stage_problems import require_compilable, require_storable
+from kdkit.engine.continued_nets import continued_nets, first_weights, mark_trained
 from kdkit.engine.display.console import NoticeLog, progress_display
 from kdkit.engine.distributed.data_parallel import require_divisible
 from kdkit.engine.distributed.process_group import joined, rank_device, restarted
@@ -45,15 +46,7 @@ from kdkit.nets.net import Net
 from kdkit.plugins.events import BaselineDifference, RunEnded, RunStarted
 from kdkit.plugins.manager import installed
 from kdkit.recipe.baseline import with_baselines
-from kdkit.recipe.recipe import (
-    Recipe,
-    Stage,
-    as_recipe,
-    continued_nets,
-    first_weights,
-    mark_trained,
-    stage_dependencies,
-)
+from kdkit.recipe.recipe import Recipe, Stage, as_recipe, stage_dependencies
 from kdkit.recipe.recipe_code import arguments_of, code_of, source_file
 from kdkit.utils import collectives
 from kdkit.utils.devices import default_modes, deterministic
