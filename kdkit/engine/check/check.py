@@ -15,10 +15,8 @@ from kdkit.engine.check.metric_problems import number_metric_problems
 from kdkit.engine.check.notices import (
     direction_notices,
     group_notices,
-    metric_notices,
     run_notices,
     shared_net_notices,
-    validation_notices,
 )
 from kdkit.engine.check.output_problems import feature_teachers
 from kdkit.engine.check.plan import Plan, StagePlan, TermSummary
@@ -159,9 +157,7 @@ def _check_stage(
             if not result.problems:
                 result.problems += batch_problems(open_stage, data, untransformed)
             if not result.problems:
-                result.notices += run_notices(facts, data)
-                result.notices += metric_notices(facts, recipe.metrics)
-                result.notices += validation_notices(facts, validation)
+                result.notices += run_notices(facts, recipe, validation)
                 if estimator is not None:
                     result.estimate = estimator.estimate(open_stage, batch, untransformed)
         if not result.problems:

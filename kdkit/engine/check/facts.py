@@ -2,15 +2,19 @@
 
 from typing import NamedTuple
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from kdkit.data.batch import Batch
 from kdkit.engine.check.plan import TermSummary
 from kdkit.engine.stage.open_stage import OpenStage
 from kdkit.engine.stage.term_inputs import TermInputs
 from kdkit.engine.stage.terms import BoundTerm
+from kdkit.losses.sides import TensorOrTuple
 from kdkit.nets.taps import TapLike
 from kdkit.teachers.base import TeacherOutput
+from kdkit.utils.modules import preserve_buffers
+from kdkit.utils.randomness import preserve_rng_state
 
 
 class CheckedTerm(NamedTuple):
@@ -47,3 +51,19 @@ class Facts:
         self.untrained_outputs = False
         self.untrained_weights: dict[str, set[Tensor]] = {}
         self.computes_ctc = False
+
+    def value_changes(self, term: BoundTerm, inputs: TermInputs, student: Tensor) -> bool:
+        """Return whether the value of a term changes if `student` replaces its student side."""
+        loss, target = term.loss, inputs.target_or_labels()
+        kwargs = term.loss_kwargs(inputs, self.module.progress)
+
+        def value(student: TensorOrTuple) -> Tensor:
+            with preserve_rng_state(cuda=False), preserve_buffers([loss] if isinstance(loss, nn.Module) else []):
+                result: Tensor = loss(student, target, **kwargs)
+            return result
+
+        try:
+            with torch.no_grad():
+                return not torch.allclose(value(inputs.student), value(student), rtol=1e-3, atol=1e-6)
+        except Exception:  # the loss may be user-defined, or only take probabilities
+            return True

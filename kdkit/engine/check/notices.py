@@ -1,41 +1,34 @@
 """Notices about a stage: settings that are valid but rarely intended."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from math import ceil
 
 import torch
 from torch import Tensor, nn
 
-from kdkit.data.batch import Batch, nested_tensors
+from kdkit.data.batch import Batch
 from kdkit.data.dataset import Data
 from kdkit.data.groups import groups_by_split
-from kdkit.data.labels import is_ignored
 from kdkit.engine.check.facts import Facts
 from kdkit.engine.check.output_problems import feature_teachers
+from kdkit.engine.check.position_notices import FEATURE_LOSSES, position_metric_notices, position_notices
 from kdkit.engine.check.probabilities import kind_of_probabilities, takes_logits
 from kdkit.engine.stage.term_inputs import TermInputs
 from kdkit.engine.stage.terms import BoundTerm
 from kdkit.engine.stage.train_state import build_balancer, optimized_parameters
 from kdkit.engine.stage.training_batches import batches_per_epoch
 from kdkit.errors import DataError
-from kdkit.losses.base import BuildContext, Loss, describe_loss, is_of_kdkit, is_per_position, loss_name
-from kdkit.losses.catalog import ON_FEATURES
-from kdkit.losses.contrastive import CRD
-from kdkit.losses.hints import DistilHubert, Hint, SquareHead
-from kdkit.losses.sides import TensorOrTuple, as_tuple
-from kdkit.losses.similarity import Cosine
+from kdkit.losses.base import loss_name
+from kdkit.losses.sides import as_tuple
 from kdkit.metrics.base import Metric
 from kdkit.metrics.bootstrap import without_interval
 from kdkit.nets.net import Net, conflict_of_classes, conflict_of_inputs
-from kdkit.nets.taps import HeadTap, Tap, moves_channels
+from kdkit.nets.taps import Tap, moves_channels
 from kdkit.nets.views import Images
-from kdkit.recipe.objective import Truth
-from kdkit.recipe.recipe import Stage, nets_of, weighted_terms
+from kdkit.recipe.recipe import Recipe, Stage, nets_of, weighted_terms
 from kdkit.teachers.base import Teacher
-from kdkit.utils.modules import preserve_buffers
-from kdkit.utils.randomness import preserve_rng_state
 from kdkit.utils.reprs import describe_names
 
 # Words in the names of metrics of which lower values are better.
@@ -44,9 +37,6 @@ _ERRORS = {
     *("mae", "mse", "rmse", "rmsle", "mape", "smape", "wape", "mase", "pinball", "crps", "brier", "ece", "fid"),
 }
 _LARGEST_SHARE = 0.2  # of the initial weights in the final average
-_LABELS = ("labels", "label", "targets", "target")  # inputs of models that compute a loss themselves
-# Losses that compare positions; CRD compares means over positions.
-_ON_FEATURES = tuple(loss for loss in ON_FEATURES if isinstance(loss, type) and loss is not CRD)
 
 
 def stage_notices(facts: Facts) -> Iterator[str]:
@@ -54,51 +44,25 @@ def stage_notices(facts: Facts) -> Iterator[str]:
     yield from _views(facts)
     yield from _channels(facts)
     yield from _class_orders(facts)
-    yield from _classes_of_positions(facts)
     yield from _probabilities(facts)
     yield from _features_of_one_side(facts)
     yield from _moved_channels(facts)
     yield from _untrained_offset(facts)
-    yield from _frames_of_sequences(facts)
-    yield from _unlabelled_positions(facts)
-    yield from _padding(facts)
-    yield from _padding_of_labels(facts)
-    yield from _sequences(facts)
-    yield from _single_positions(facts)
-    yield from _terms_of_copied_labels(facts)
+    yield from position_notices(facts)
 
 
-def run_notices(facts: Facts, data: Data) -> Iterator[str]:
-    """Yield notices about the training and the metrics of a stage without problems, in addition to those above."""
-    yield from _metrics_of_copied_labels(facts)
-    yield from _initial_weights_in_average(facts, data)
+def run_notices(facts: Facts, recipe: Recipe, validation: Batch) -> Iterator[str]:
+    """Yield notices about the training and the metrics of a stage without problems, in addition to those above.
+
+    validation: a tiny batch of the validation data.
+    """
+    yield from position_metric_notices(facts, recipe.metrics, validation)
+    yield from _initial_weights_in_average(facts, recipe.data)
     yield from _learning_rate(facts)
     yield from _empty_groups(facts)
     yield from _untrained_nets(facts)
     yield from _half_precision_weights(facts)
-    yield from filter(None, (conflict_of_inputs(net, data.preparation) for net in nets_of([facts.stage])))
-
-
-def validation_notices(facts: Facts, validation: Batch) -> Iterator[str]:
-    """Yield a notice if labels are the input tokens in the validation data only. validation: a tiny batch of it."""
-    if _are_inputs(facts.context, validation) and not _are_inputs(facts.context, facts.batch):
-        yield (
-            "the labels of the validation data are its input tokens, unlike those of training, and metrics compare the "
-            f"output at a token with its own label; if the network predicts the next token, {_shift(facts)}"
-        )
-
-
-def metric_notices(facts: Facts, metrics: Sequence[Metric]) -> Iterator[str]:
-    """Yield a notice if a metric of kdkit chooses the best epoch, but the labels are sequences, as for CTC."""
-    monitor = facts.stage.training.monitor or metrics[0].name
-    monitored = [type(without_interval(metric)) for metric in metrics if metric.name == monitor]
-    is_by_frame = any(kind.__module__.startswith("kdkit.metrics.") for kind in monitored)
-    if facts.computes_ctc and facts.context.position_dims and is_by_frame:
-        yield (
-            f"metric {monitor!r}, which chooses the best epoch, compares each frame with a label, but labels of "
-            "CTC are sequences, not one per frame; pass a metric of sequences, such as an error rate of your own: "
-            "Recipe(metrics=(...,))"
-        )
+    yield from filter(None, (conflict_of_inputs(net, recipe.data.preparation) for net in nets_of([facts.stage])))
 
 
 def _views(facts: Facts) -> Iterator[str]:
@@ -112,22 +76,6 @@ def _channels(facts: Facts) -> Iterator[str]:
     for tap in facts.taps:
         if isinstance(tap, Tap) and tap.form.notice:
             yield tap.form.notice
-
-
-def _classes_of_positions(facts: Facts) -> Iterator[str]:
-    """Yield a notice if classes without names may be positions, as of labels (batch, frames, classes)."""
-    shape, context = tuple(facts.batch.labels.shape[1:]), facts.context
-    is_numbered = context.classes == tuple(map(str, range(len(context.classes))))
-    if context.task != "multilabel" or len(shape) < 2 or not is_numbered:  # without labels, there is a placeholder
-        return
-    is_known = any(net.channels_last for net in facts.module.students)  # the user has thought of the order
-    if not is_known and shape[-1] < min(shape[:-1]):
-        sizes = " x ".join(map(str, shape[1:]))
-        yield (
-            f"the labels are taken for {shape[0]} classes at {sizes} positions; if the {shape[-1]} are the classes, "
-            "move them to the second dimension, labels.movedim(-1, 1), and pass Net(..., channels_last=True) if the "
-            "outputs have this order too; otherwise pass the names of the classes, TorchData(..., classes=[...])"
-        )
 
 
 def _class_orders(facts: Facts) -> Iterator[str]:
@@ -200,7 +148,7 @@ def _features_of_one_side(facts: Facts) -> Iterator[str]:
         return
     embeddings = {net.name for net in feature_teachers(facts)}
     for term, inputs, _ in facts.checked_terms:
-        if inputs.target is None or term.target is None or not isinstance(term.loss, _ON_FEATURES):
+        if inputs.target is None or term.target is None or not isinstance(term.loss, FEATURE_LOSSES):
             continue
         if as_tuple(inputs.student)[0].shape == as_tuple(inputs.target)[0].shape:
             continue
@@ -245,161 +193,6 @@ def _untrained_offset(facts: Facts) -> Iterator[str]:
                 "compares classes with each other, as if a sample had only one, and stays the same if all outputs of a "
                 "sample are larger; add Truth(nn.BCEWithLogitsLoss()), or use a PerLabel... loss"
             )
-
-
-def _frames_of_sequences(facts: Facts) -> Iterator[str]:
-    """Yield a notice for each term with a teacher that selects frames by labels, if another term computes CTC."""
-    for term in facts.module.terms if facts.computes_ctc and facts.context.position_dims else ():
-        if term.rows is not None and term.target is not None:
-            yield (
-                f"term {term.label!r} compares only the frames at which the padded labels have a class, but with CTC "
-                "the labels are sequences, not one per frame: Masked(loss, mask=...) selects the frames of a sample, "
-                "PerPosition(loss, ignore_index=None) all of them"
-            )
-
-
-def _unlabelled_positions(facts: Facts) -> Iterator[str]:
-    for term, inputs, _ in facts.checked_terms if facts.context.position_dims else ():
-        if term.rows is not None and not len(as_tuple(inputs.student)[0]):
-            # There is no advice for a loss that takes labels.
-            advice = "" if term.extra_kwargs else "; PerPosition(loss, ignore_index=None) compares all positions"
-            yield (
-                f"term {term.label!r} compares no position of the first samples, because none of them has a label"
-                f"{advice}"
-            )
-
-
-def _padding(facts: Facts) -> Iterator[str]:
-    """Yield a notice for each term that compares the padding, which the mask among the inputs leaves out.
-
-    The mask of a waveform has an entry for each of its samples, of which a feature has one position for many.
-    """
-    mask = facts.batch.inputs.get("attention_mask") if isinstance(facts.batch.inputs, Mapping) else None
-    if facts.problems or not isinstance(mask, Tensor) or mask.ndim != 2 or bool((mask > 0).all()):
-        return
-    kept = (mask > 0)[:, None]  # (batch, 1, tokens), of features
-    masks = {3: kept, 4: kept[..., None] & kept[:, :, None]}  # of attention maps, (batch, heads, tokens, tokens)
-    tensors = [tensor for tensor in nested_tensors(facts.batch.inputs) if tensor is not mask]
-    is_waveform = any(tensor.is_floating_point() and tensor.shape == mask.shape for tensor in tensors)
-    for term, _, inputs in facts.checked_terms:
-        student = inputs.student
-        if term.target is None or term.rows is not None or not isinstance(student, Tensor):
-            continue
-        if not _compares_tokens(term.loss):
-            continue
-        of_side, frames = masks.get(student.ndim), student.shape[-1]
-        is_of_frames = is_waveform and student.ndim == 3 and 1 < frames < mask.shape[1]
-        if is_of_frames:
-            of_side = nn.functional.adaptive_max_pool1d(kept.float(), frames) > 0  # without the padding alone
-        if of_side is None or (len(student), *student.shape[2:]) != (len(mask), *of_side.shape[2:]):
-            continue
-        if _changes(facts, term, inputs, torch.where(of_side, student, student + 1)):
-            wrapper = "PerPosition" if term.student.is_output and not is_of_frames else "Masked"
-            option = ", mask=...) with the mask of the frames" if is_of_frames else ")"
-            yield (
-                f"term {term.label!r} also compares the padding, {(mask <= 0).float().mean():.0%} of the "
-                f"{'frames' if is_of_frames else 'tokens'} of the first samples; {wrapper}({describe_loss(term.loss)}"
-                f"{option} leaves it out"
-            )
-
-
-def _padding_of_labels(facts: Facts) -> Iterator[str]:
-    """Yield a notice for each term that compares positions after the last label of a sample.
-
-    If the inputs have a mask, `_padding` looks at features. With CTC, labels are not of positions.
-    """
-    labels, context = facts.batch.labels, facts.context
-    if facts.problems or context.task == "regression" or context.position_dims != 1 or facts.computes_ctc:
-        return
-    if not context.has_labels:
-        return
-    has_label = ~(is_ignored(labels, context.ignored_labels) if labels.ndim == 2 else labels.isnan().all(1))
-    begun, continues = has_label.cummax(1).values, has_label.flip(1).cummax(1).values.flip(1)  # (batch, positions)
-    padding = begun & ~continues
-    # Gaps, such as those between masked tokens, are no padding, nor is the last token if labels are shifted by one.
-    if bool((begun & continues & ~has_label).any()) or not padding[:, :-1].any():
-        return
-    has_mask = isinstance(facts.batch.inputs, Mapping) and "attention_mask" in facts.batch.inputs
-    for term, inputs, whole in facts.checked_terms:
-        student = whole.student
-        if term.target is None or not isinstance(student, Tensor) or student.shape[2:] != padding.shape[1:]:
-            continue
-        if term.rows is not None:  # it leaves out positions without a label only if labels are class indices
-            compares = len(as_tuple(inputs.student)[0]) == padding.numel()
-        else:
-            moved = torch.where(padding[:, None], student + 1, student)
-            compares = not has_mask and _compares_tokens(term.loss) and _changes(facts, term, whole, moved)
-        if compares:
-            yield (
-                f"term {term.label!r} also compares positions after the last label, {padding.float().mean():.0%} of "
-                f"those of the first samples; if they are padding, Masked({describe_loss(term.loss)}, mask=...) with "
-                "the mask of the others leaves it out"
-            )
-
-
-def _compares_tokens(loss: Loss) -> bool:
-    """Return whether a loss may compare tokens one by one; most of kdkit's compare samples, or select tokens."""
-    return isinstance(loss, Hint | Cosine | SquareHead | DistilHubert) or not is_of_kdkit(loss)
-
-
-def _sequences(facts: Facts) -> Iterator[str]:
-    """Yield notices about image tokens, (batch, channels, tokens), that a loss would resize as a sequence."""
-    has_images = any(tensor.ndim == 4 for tensor in nested_tensors(facts.batch.inputs))
-    for term, _, inputs in facts.checked_terms if has_images else ():
-        if not isinstance(term.loss, _ON_FEATURES) or inputs.target is None:
-            continue
-        # Some losses take any number of taps.
-        for student, target in zip(as_tuple(inputs.student), as_tuple(inputs.target), strict=False):
-            if student.ndim == target.ndim == 3 and student.shape[-1] != target.shape[-1]:
-                yield (
-                    f"term {term.label!r} compares {student.shape[-1]} tokens with {target.shape[-1]} as a sequence, "
-                    "by their order; if they are patches of an image, turn them into a map without class and register "
-                    "tokens, with timm_tap(model, index) or Tap(layer, element=lambda tokens: "
-                    "tokens[:, 1:].unflatten(1, (height, width)), channels_last=True)"
-                )
-                break
-
-
-def _single_positions(facts: Facts) -> Iterator[str]:
-    """Yield notices about features of one position, which are compared with each position of the target."""
-    for term, _, inputs in facts.checked_terms:
-        # These have one tap on each side.
-        sides = (
-            (inputs.student, inputs.target) if isinstance(term.loss, (Hint, SquareHead, Cosine, DistilHubert)) else ()
-        )
-        counts = [side.shape[2:].numel() for side in sides if isinstance(side, Tensor) and side.ndim > 2]
-        if len(counts) == 2 and counts[0] == 1 < counts[1]:
-            yield (
-                f"term {term.label!r} compares the only position of the student with each of the {counts[1]} of the "
-                "target, so it can only learn their mean; tap an earlier layer of the student, or average the target: "
-                "Tap(layer, element=lambda features: features.flatten(2).mean(2))"
-            )
-
-
-def _terms_of_copied_labels(facts: Facts) -> Iterator[str]:
-    """Yield a notice if labels are the input tokens: a language model would learn to repeat the token that it reads."""
-    if not _are_inputs(facts.context, facts.batch):
-        return
-    for net, weighted in weighted_terms(facts.stage):
-        term = weighted.term
-        compares_outputs = isinstance(term.loss, nn.CrossEntropyLoss) or is_per_position(term.loss)
-        is_of_outputs = term.student is None or isinstance(term.student, HeadTap)
-        if isinstance(term, Truth) and is_of_outputs and compares_outputs:
-            yield (
-                f"the labels are the input tokens, so term {term.label!r} trains net {net.name!r} to repeat the token "
-                f"that it reads; if it predicts the next token, {_shift(facts)}"
-            )
-            return
-
-
-def _metrics_of_copied_labels(facts: Facts) -> Iterator[str]:
-    """Yield a notice if metrics compare outputs with the input tokens, even if the model shifts its own labels."""
-    if _are_inputs(facts.context, facts.batch) and not any(_terms_of_copied_labels(facts)):
-        yield (
-            "the labels are the input tokens, and metrics compare the output at a token with its own label; if the "
-            f"network predicts the next token, {_shift(facts)} (a model that computes its own loss shifts the labels "
-            "among its inputs itself)"
-        )
 
 
 def _initial_weights_in_average(facts: Facts, data: Data) -> Iterator[str]:
@@ -519,30 +312,6 @@ def shared_net_notices(stages: Sequence[Stage]) -> Iterator[str]:
             )
 
 
-def _are_inputs(context: BuildContext, batch: Batch) -> bool:
-    """Return whether the labels equal the input tokens at all positions with a label."""
-    labels, inputs = batch.labels, batch.inputs
-    if context.task != "multiclass" or context.position_dims != 1 or not context.ignored_labels:
-        return False
-    has_label = (labels >= 0) & ~is_ignored(labels, context.ignored_labels)
-    if isinstance(inputs, Mapping):
-        names = [name for name in inputs if name not in _LABELS]
-        inputs = inputs["input_ids"] if "input_ids" in names else [inputs[name] for name in names]
-    # Only the first tensor of a tuple: a model that computes a loss takes the labels as a later element.
-    tokens = next(iter(nested_tensors(inputs)), None)
-    if tokens is None or tokens.is_floating_point() or tokens.shape != labels.shape or not has_label.any():
-        return False
-    return bool((tokens.to(labels.dtype)[has_label] == labels[has_label]).all())  # torch cannot compare uint16
-
-
-def _shift(facts: Facts) -> str:
-    ignored = facts.context.ignored_labels
-    return (
-        "shift the labels of all splits, such as in the collate_fn of their DataLoaders: labels = "
-        f"nn.functional.pad(labels[:, 1:], (0, 1), value={-100 if -100 in ignored else ignored[0]})"
-    )
-
-
 def _sees_offset(facts: Facts, term: BoundTerm, inputs: TermInputs) -> bool:
     """Return whether the value of a term changes if all outputs of a sample grow by the same number.
 
@@ -552,21 +321,4 @@ def _sees_offset(facts: Facts, term: BoundTerm, inputs: TermInputs) -> bool:
     if not isinstance(student, Tensor) or student.ndim != 2 or student.shape[1] < 2:
         return True
     offsets = torch.linspace(1, 2, len(student), device=student.device, dtype=student.dtype)[:, None]
-    return _changes(facts, term, inputs, student + offsets)
-
-
-def _changes(facts: Facts, term: BoundTerm, inputs: TermInputs, other: Tensor) -> bool:
-    """Return whether the value of a term changes if its student side is another one."""
-    loss, target = term.loss, inputs.target_or_labels()
-    kwargs = term.loss_kwargs(inputs, facts.module.progress)
-
-    def value(student: TensorOrTuple) -> Tensor:
-        with preserve_rng_state(cuda=False), preserve_buffers([loss] if isinstance(loss, nn.Module) else []):
-            result: Tensor = loss(student, target, **kwargs)
-        return result
-
-    try:
-        with torch.no_grad():
-            return not torch.allclose(value(inputs.student), value(other), rtol=1e-3, atol=1e-6)
-    except Exception:  # the loss may be user-defined, or only take probabilities
-        return True
+    return facts.value_changes(term, inputs, student + offsets)
