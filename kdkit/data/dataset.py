@@ -11,7 +11,7 @@ from threading import Thread
 from typing import Any, Literal, NoReturn
 
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
 from kdkit.data.batch import Batch, as_targets
 from kdkit.data.samples import SampleKeys, as_weights, missing_labels, require_samples
@@ -59,6 +59,14 @@ class _SplitMembers:
         return None
 
     @cached_property
+    def sampler(self) -> "Sampler[int] | None":
+        """A sampler that draws the rows of each training epoch; None, the default, to read each row once in each.
+
+        It is seeded by the seed of the run and the epoch, see TorchData, so it must not have a state of its own.
+        """
+        return None
+
+    @cached_property
     def parallel(self) -> bool | Literal["threads"]:
         """How batches are read if a GPU trains and `Training.workers` is None.
 
@@ -80,6 +88,7 @@ class Split(_SplitMembers):
         labels = _SplitMembers.labels
         groups = _SplitMembers.groups
         lengths = _SplitMembers.lengths
+        sampler = _SplitMembers.sampler
         parallel = _SplitMembers.parallel
 
     def __repr__(self) -> str:

@@ -61,7 +61,7 @@ class DeviceData:
         kept = None
         if isinstance(batches, RowBatches):
             kept = self._kept_samples(batches.split, keep_draws)
-            if kept is not None and kept.is_complete(batches.draw):
+            if kept is not None and kept.has(batches.rows, batches.draw):
                 return kept.batches(batches.rows, batches.draw)
         loaded = self.moved(ReadBatches(batches, check, workers=workers, pin=self.pins))
         return loaded if kept is None or isinstance(batches, LoaderSplit) else kept.keep_all(loaded, batches)
@@ -124,9 +124,9 @@ class KeptSamples:
         self._ids: Tensor | None = None
         self._gives_up = False
 
-    def is_complete(self, draw: int) -> bool:
-        """Whether every sample of a draw is kept."""
-        return not self._gives_up and draw < self._draws and bool(self._written[draw].all())
+    def has(self, rows: tuple[Tensor, ...], draw: int) -> bool:
+        """Return whether the samples in all these rows are kept with this draw. rows: of each batch."""
+        return not self._gives_up and draw < self._draws and bool(self._written[draw][torch.cat(rows)].all())
 
     def keep(self, batch: Batch, rows: Tensor, draw: int) -> None:
         """Keep a batch that is on the device. rows: the rows of its samples, (samples,) int64 on the CPU."""

@@ -1,14 +1,17 @@
 """The order of the rows of a split, and the rows and sizes of its batches."""
 
-from collections.abc import Sized
+import hashlib
+from collections.abc import Iterable, Sized
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DistributedSampler
 
 from kdkit.data.dataset import LoaderSplit, Split
-from kdkit.errors import DataError, describe
+from kdkit.errors import DataError, describe, shortened
+from kdkit.utils.randomness import seeded_on_cpu
 from kdkit.utils.seeds import SeedPurpose, derive_seed
 
 # As in the Trainer of Hugging Face: rows are sorted by length among 50 batches, but at least among a quarter of an
@@ -30,12 +33,16 @@ def shard_rows(rows: Tensor, rank: int, world_size: int) -> Tensor:
 
 
 def training_order(split: Split, batch_size: int, seed: int, epoch: int) -> Tensor:
-    """Return the order of a training epoch, (rows,) int64.
+    """Return the order of a training epoch, (rows,) int64: a permutation, or the rows that the split's sampler draws.
 
     A last batch with a single sample is dropped, because batch norm cannot train on it. If the split has `lengths`, the
     rows of a batch have about the same one.
     """
-    order = shuffled(len(split), seed, epoch)[: training_rows(len(split), batch_size)]
+    if split.sampler is None:
+        order = shuffled(len(split), seed, epoch)
+    else:
+        order = sampled(split.sampler, len(split), derive_seed(seed, epoch, SeedPurpose.ORDER))
+    order = order[: training_rows(len(order), batch_size)]
     count = len(order) // batch_size
     if split.lengths is None or not count:
         return order
@@ -51,11 +58,16 @@ def training_batch_sizes(split: Split | LoaderSplit, batch_size: int) -> list[in
             return None  # a batch sampler, or a stream
         sizes = _sizes(len(loader.sampler), loader.batch_size, drop_last=loader.drop_last)
         return sizes if len(sizes) == len(split) else None
-    return _sizes(training_rows(len(split), batch_size), batch_size)
+    return _sizes(training_rows(rows_per_pass(split), batch_size), batch_size)
+
+
+def rows_per_pass(split: Split) -> int:
+    """Return the number of samples in a pass over a training split: all rows, or as many as its sampler draws."""
+    return len(split) if split.sampler is None else len(split.sampler)  # type: ignore[arg-type]  # see `require_sampler`
 
 
 def training_rows(rows: int, batch_size: int) -> int:
-    """Return the number of samples in an epoch: all, except a last one that would be a batch of its own."""
+    """Return the number of samples of a pass in batches: all, except a last one that would be a batch of its own."""
     return rows - 1 if rows % batch_size == 1 and rows > batch_size > 1 else rows
 
 
@@ -77,6 +89,52 @@ def require_lengths(lengths: Any, rows: int) -> Tensor:
             f"[len(text) for text in texts]; got {got}"
         )
     return tensor.double().cpu()
+
+
+def require_sampler(sampler: Any, rows: int) -> None:
+    """Raise DataError unless a sampler draws as many rows of a split as its length, and the same with the same seed."""
+    if isinstance(sampler, DistributedSampler):
+        raise DataError("sampler must draw the samples of all processes, which kdkit divides; got a DistributedSampler")
+    if not isinstance(sampler, Iterable) or not isinstance(sampler, Sized):
+        raise DataError(
+            f"sampler must be a sampler with a length, such as WeightedRandomSampler(weights, {rows}); got "
+            f"{describe(sampler)}"
+        )
+    first, second = (sampled(sampler, rows, seed=0) for _ in range(2))
+    if not first.equal(second):
+        raise DataError(
+            f"{type(sampler).__name__} draws other rows with the same seed, so a run could not be repeated or resumed; "
+            "let it draw from the global random state of torch, NumPy or Python, or from its attribute `generator`, "
+            "which are seeded for each epoch, or from the number that its method `set_epoch` gets"
+        )
+
+
+def sampled(sampler: Any, rows: int, seed: int) -> Tensor:
+    """Return the rows that a sampler draws with this seed, (draws,) int64. Raises DataError for other values."""
+    generator = getattr(sampler, "generator", None)
+    if isinstance(generator, torch.Generator):
+        generator.manual_seed(seed)
+    with seeded_on_cpu(seed):
+        drawn = list(sampler)
+    try:
+        order = torch.tensor(drawn)
+    except (TypeError, ValueError, RuntimeError):
+        order = torch.empty(0)
+    are_rows = order.ndim == 1 and order.dtype in (torch.int64, torch.int32) and len(order) == len(sampler) > 0
+    if not are_rows or not 0 <= int(order.min()) <= int(order.max()) < rows:
+        batches = "; pass a sampler of rows, not of batches" if order.ndim == 2 else ""
+        raise DataError(
+            f"sampler must draw {len(sampler):,} rows, its length, of the {rows:,} training samples, such as "
+            f"WeightedRandomSampler(weights, {rows}); got {len(drawn):,} values, {shortened(drawn[:8], 60)}{batches}"
+        )
+    return order.long()
+
+
+def sampler_digest(split: Split | LoaderSplit) -> str | None:
+    """Return a digest of the rows that the sampler of a split draws with one seed; None without a sampler."""
+    if isinstance(split, LoaderSplit) or split.sampler is None:
+        return None
+    return hashlib.sha256(sampled(split.sampler, len(split), seed=0).numpy().tobytes()).hexdigest()
 
 
 def length_of(split: Split | LoaderSplit) -> int | None:

@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 import torch
 from torch import Tensor
+from torch.utils.data import Sampler
 
 from kdkit.data.batch import content_of
 from kdkit.data.dataset import Data, LoaderSplit, Task
@@ -21,7 +22,7 @@ from kdkit.data.notices import (
     split_notices,
     void_notices,
 )
-from kdkit.data.order import length_of, require_lengths
+from kdkit.data.order import length_of, require_lengths, require_sampler
 from kdkit.data.samples import SampleKeys
 from kdkit.data.torch_splits import (
     CheckedLoaderSplit,
@@ -73,6 +74,9 @@ class TorchData(Data):
     must return a label for each sample, and keep their order. None stacks samples. A DataLoader has its own.
     lengths: the length of each training sample, such as its number of tokens. Training batches then have samples of
     about the same length, and less padding. None leaves their order random.
+    sampler: a sampler of torch that draws the rows of each training epoch, such as WeightedRandomSampler, or a list of
+    rows. Its length is that of an epoch. For each epoch, the global random states of torch, NumPy and Python, and its
+    attribute `generator`, are seeded for it. None reads each sample once, in random order.
     labels: the key of the labels in samples that are mappings; None for the one of "label", "labels", "target",
     "targets" and "y" that they have. For batches that are other objects, such as graphs, an attribute; the inputs are
     then the object. weights: the key or the attribute of the weights.
@@ -105,6 +109,7 @@ class TorchData(Data):
         ignore_index: int | None = None,
         collate_fn: Collate | None = None,
         lengths: Sequence[float] | Tensor | None = None,
+        sampler: Sampler[int] | Sequence[int] | None = None,
         labels: str | None = None,
         weights: str | None = None,
         batch_transform: Callable[[Any, Tensor], tuple[Any, Tensor]] | None = None,
@@ -116,6 +121,8 @@ class TorchData(Data):
         splits = _as_splits(datasets, SampleKeys(labels, weights), evaluation_samples, collate_fn)
         if lengths is not None:
             splits["train"] = _with_lengths(splits["train"], lengths)
+        if sampler is not None:
+            splits["train"] = _with_sampler(splits["train"], sampler)
         # Read without restoring random states: for a given seed, runs depend on the random numbers that are drawn here.
         first = first_batch(splits["train"])
         self.has_weights = first.weights is not None
@@ -312,6 +319,17 @@ def _with_lengths(split: TorchSplit, lengths: Any) -> TorchSplit:
             "samples there, such as by DataLoader(batch_sampler=...), or pass the Dataset and its collate_fn"
         )
     return replace(split, lengths=require_lengths(lengths, len(split)))
+
+
+def _with_sampler(split: TorchSplit, sampler: Any) -> TorchSplit:
+    """Return a split whose training rows are drawn by a sampler."""
+    if isinstance(split, LoaderSplit):
+        raise DataError(
+            "sampler is for a training Dataset, but this is a DataLoader or a stream, which has its own order; pass it "
+            "to the DataLoader, or the Dataset to TorchData"
+        )
+    require_sampler(sampler, len(split))
+    return replace(split, sampler=sampler)
 
 
 def _draws_of(splits: Mapping[str, TorchSplit], draws: int | None) -> int | None:

@@ -14,6 +14,7 @@ from torch.utils.data import (
     DataLoader,
     Dataset,
     IterableDataset,
+    Sampler,
     StackDataset,
     Subset,
     TensorDataset,
@@ -97,7 +98,7 @@ class DatasetSplit(Split):
     targets: returns the labels of a batch in the form that losses take. label_check: called with the labels of every
     batch; None if all are known to be valid. On a GPU, a loss would only report "device-side assert triggered".
     is_drawn: whether a sample is read with random numbers that depend only on its row and draw. collate_fn: makes a
-    batch of samples. lengths: see `Split`.
+    batch of samples. lengths, sampler: see `Split`.
     """
 
     name: str
@@ -110,6 +111,7 @@ class DatasetSplit(Split):
     is_drawn: bool = False
     collate_fn: Collate = collate_samples
     lengths: Tensor | None = None
+    sampler: Sampler[int] | None = None
 
     def __post_init__(self) -> None:
         self.ids = torch.arange(self.first_id, self.first_id + len(self.dataset))

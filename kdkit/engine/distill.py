@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Unpack
 
 from torch import Tensor, nn
+from torch.utils.data import Sampler
 
 from kdkit.data.batch import nested_tensors
 from kdkit.data.dataset import Task
@@ -61,6 +62,7 @@ def distill(
     ignore_index: int | None = None,
     collate_fn: Callable[[list[Any]], Any] | None = None,
     lengths: Sequence[float] | Tensor | None = None,
+    sampler: Sampler[int] | Sequence[int] | None = None,
     labels: str | None = None,
     batch_transform: Callable[[Any, Tensor], tuple[Any, Tensor]] | None = None,
     evaluation_samples: int | None = None,
@@ -77,8 +79,8 @@ def distill(
     number of epochs with Adam; 10 if None. training: all training options, instead of epochs.
     metrics: see `Recipe`; the first one chooses the epoch. task: the kind of labels; derived from them if None.
     classes: their names or their number. If None, the names in the training data, as in ImageFolder, or otherwise
-    numbers, as many as the student has outputs. draws, unknown, ignore_index, collate_fn, lengths, labels,
-    batch_transform, evaluation_samples: see TorchData. options: those of `kdkit.run`.
+    numbers, as many as the student has outputs. draws, unknown, ignore_index, collate_fn, lengths, sampler,
+    labels, batch_transform, evaluation_samples: see TorchData. options: those of `kdkit.run`.
 
     Raises RecipeError if both epochs and training are passed, or both kd_loss and temperature.
     """
@@ -101,6 +103,7 @@ def distill(
             ignore_index=ignore_index,
             collate_fn=collate_fn,
             lengths=lengths,
+            sampler=sampler,
             labels=labels,
             batch_transform=batch_transform,
             evaluation_samples=evaluation_samples,

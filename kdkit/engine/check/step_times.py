@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kdkit.data.batch import Batch
 from kdkit.data.dataset import Data, LoaderSplit
-from kdkit.data.order import training_batch_sizes, training_rows
+from kdkit.data.order import rows_per_pass, training_batch_sizes, training_rows
 from kdkit.engine.stage.batch_transform import transformed
 from kdkit.engine.stage.module import temporary_training
 from kdkit.engine.stage.open_stage import OpenStage
@@ -71,7 +71,7 @@ def time_reading(data: Data, training: Training) -> float | None:
     except Exception:  # user code may raise anything; a run reports it
         return None
     seconds = (time.perf_counter() - began) / len(rows)
-    samples = training_rows(len(split), training.batch_size)
+    samples = training_rows(rows_per_pass(split), training.batch_size)
     if training.steps_per_epoch is not None:
         samples = training.steps_per_epoch * training.batch_size
     return seconds * samples

@@ -14,7 +14,15 @@ from kdkit.data.dataset import Data, LoaderSplit, Split
 from kdkit.data.device_data import DeviceData
 from kdkit.data.label_check import LabelCheck
 from kdkit.data.loading import BatchSeed, RowBatches
-from kdkit.data.order import length_of, rows_of_batches, shard_rows, training_batch_sizes, training_order, training_rows
+from kdkit.data.order import (
+    length_of,
+    rows_of_batches,
+    rows_per_pass,
+    shard_rows,
+    training_batch_sizes,
+    training_order,
+    training_rows,
+)
 from kdkit.data.reading import ReadBatches, no_batch
 from kdkit.data.torch_splits import StreamSplit, dataset_of
 from kdkit.engine.stage.batch_transform import BatchTransform
@@ -161,6 +169,7 @@ def set_epoch(split: Split | LoaderSplit, number: int) -> None:
     while isinstance(dataset, Subset):
         dataset = dataset.dataset
     owners += [dataset, getattr(dataset, "source", None)]  # batches that are not from a DataLoader have a source
+    owners += [] if isinstance(split, LoaderSplit) else [split.sampler]
     for owner in {id(owner): owner for owner in owners}.values():
         if callable(getattr(owner, "set_epoch", None)):
             owner.set_epoch(number)  # type: ignore[union-attr]  # None has no such attribute
@@ -175,7 +184,8 @@ def _batches_in_pass(split: Split | LoaderSplit, batch_size: int) -> int:
         )
     if isinstance(split, LoaderSplit) and not isinstance(split, StreamSplit):
         return length
-    return ceil(training_rows(length, batch_size) / batch_size)
+    rows = length if isinstance(split, LoaderSplit) else rows_per_pass(split)
+    return ceil(training_rows(rows, batch_size) / batch_size)
 
 
 class _Segment(NamedTuple):

@@ -32,7 +32,7 @@ SAMPLES = "samples.safetensors"
 # A run is resumed only if all of these are equal, unless forced. The device and the number of processes may differ.
 _MUST_MATCH = (
     *("recipe_sha256", "options", "seed", "precision", "data", "training_samples", "draws"),
-    *("baseline", "stages", "nets", "terms", "trainings", "monitors", "teacher_cache"),
+    *("sampler", "baseline", "stages", "nets", "terms", "trainings", "monitors", "teacher_cache"),
 )
 _VERSIONS = ("kdkit", "torch")  # must match too
 LOCK = ".lock"

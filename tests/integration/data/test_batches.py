@@ -3,27 +3,41 @@
 from collections import namedtuple
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 import transformers
 from timm.data import Mixup
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, TensorDataset, WeightedRandomSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    RandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 import kdkit
 from kdkit import DataError, Distiller, Match, Net, Past, Recipe, Stage, TorchData, Training, Truth
-from kdkit.errors import CheckError
+from kdkit.data.device_data import DeviceData
+from kdkit.data.order import sampled, training_order
+from kdkit.engine.stage.training_batches import TrainingBatches
+from kdkit.errors import CheckError, RunFolderError
 from kdkit.losses import CRD, DKD, IgnoreUnknown, SampleWeighted, SoftTargets
 from kdkit.utils import collectives
+from kdkit.utils.seeds import SeedPurpose, derive_seed
 from tests.helpers.callbacks import KillAtStep, Recorder, killed_and_resumed
 from tests.helpers.stages import assert_same_results
 from tests.helpers.teacher_cache import TeacherCalls
 from tests.helpers.tiny import Mlp
 
 CLASSES = ("a", "b", "c")
+DEVICE_DATA = DeviceData(torch.device("cpu"), share=0, draws=1, passes=1)
 IMAGES = torch.rand(24, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(24) % 3
 IMAGE_DATA = TensorDataset(IMAGES, LABELS)
@@ -78,6 +92,128 @@ def test_a_sampler_of_batches_decides_the_batches():
     usual = DataLoader(IMAGE_DATA, batch_sampler=BatchSampler(RandomSampler(IMAGE_DATA), 7, drop_last=False))
     assert [len(batch) for batch in TorchData(usual, IMAGE_DATA, classes=CLASSES).train] == [7, 7, 7, 3]
     kdkit.run(image_recipe(usual, training={"accumulate_steps": 2}))
+
+
+RARE = torch.tensor([0.0, 1.0, 9.0])[LABELS]  # no sample of the first class
+
+
+class Recorded(WeightedRandomSampler):
+    """A sampler that keeps the rows that it draws, and the numbers of the epochs."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.drawn, self.epochs = [], []
+
+    def __iter__(self):
+        self.drawn.append(list(super().__iter__()))
+        return iter(self.drawn[-1])
+
+    def set_epoch(self, epoch):
+        self.epochs.append(epoch)
+
+
+@pytest.mark.parametrize("options", [{}, {"generator": torch.Generator()}], ids=["global", "generator"])
+def test_a_sampler_of_the_data_draws_the_rows_of_each_epoch_by_the_seed(options):
+    sampler = Recorded(RARE, 41, **options)
+    recipe = image_recipe(sampler=sampler, training={"epochs": 3})
+
+    def drawn(seed):
+        batches = TrainingBatches(recipe.data, DEVICE_DATA, recipe.stages[0].training, seed)
+        sampler.drawn.clear()
+        sizes = [[len(batch) for batch in batches.epoch(epoch)] for epoch in range(3)]
+        assert sizes == [[8] * 5] * 3  # a last batch of one sample is left out
+        assert batches.sizes(0) == sizes[0]
+        return sampler.drawn.copy()
+
+    first = drawn(0)
+    assert len({tuple(rows) for rows in first}) == 3
+    assert not {row for rows in first for row in rows} & {row for row in range(24) if LABELS[row] == 0}
+    assert drawn(0) == first
+    assert drawn(1) != first
+    assert sampler.epochs == [0, 1, 2] * 3
+    assert len(kdkit.run(recipe).history["student"]) == 3
+
+
+def test_outputs_of_teachers_are_cached_by_sample_with_a_sampler(monkeypatch):
+    calls = TeacherCalls(monkeypatch)
+
+    def train(**options):
+        recipe = image_recipe(sampler=WeightedRandomSampler(RARE, 48), training={"epochs": 4})
+        calls.calls.clear()
+        result = kdkit.run(recipe, measure=False, **options)
+        return [epoch["terms"] for epoch in result.history["student"]], sum(size for _, size in calls.calls)
+
+    cached, samples = train()
+    uncached, all_samples = train(teacher_cache="off")
+    assert cached == uncached
+    assert all_samples >= 4 * 48
+    assert samples < all_samples / 3
+
+
+def test_a_run_with_a_sampler_and_a_memory_of_samples_resumes_within_an_epoch(tmp_path):
+    def make():
+        objective = Truth(nn.CrossEntropyLoss()) + Match(image_net("teacher", trained=True), CRD())
+        return image_recipe(objective=objective, sampler=WeightedRandomSampler(RARE, 40))
+
+    whole = kdkit.run(make)
+    assert_same_results(killed_and_resumed(make, tmp_path, KillAtStep(1, 3), checkpoint_every=2), whole)
+
+
+def test_batches_that_a_sampler_draws_may_have_samples_of_like_lengths():
+    sampler = WeightedRandomSampler(RARE, 480)
+    data = TorchData(IMAGE_DATA, IMAGE_DATA, classes=CLASSES, sampler=sampler, lengths=torch.arange(24))
+    order = training_order(data.train, 8, seed=0, epoch=0)
+    assert order.sort().values.equal(sampled(sampler, 24, derive_seed(0, 0, SeedPurpose.ORDER)).sort().values)
+    assert all(max(rows) - min(rows) < 4 for rows in order.split(8))
+
+
+def test_a_run_does_not_resume_with_other_weights_of_its_sampler(tmp_path):
+    kdkit.run(image_recipe(sampler=WeightedRandomSampler(RARE, 24)), out=tmp_path / "run")
+    kdkit.run(image_recipe(sampler=WeightedRandomSampler(RARE, 24)), out=tmp_path / "run", resume=True)
+    with pytest.raises(RunFolderError, match="differs in its sampler"):
+        kdkit.run(image_recipe(sampler=WeightedRandomSampler(RARE + 1, 24)), out=tmp_path / "run", resume=True)
+
+
+class Stateful:
+    """A sampler whose order depends on how often it was read."""
+
+    def __init__(self):
+        self.generator = np.random.default_rng(0)
+
+    def __iter__(self):
+        return iter(self.generator.permutation(24))
+
+    def __len__(self):
+        return 24
+
+
+@pytest.mark.parametrize(
+    ("sampler", "message"),
+    [
+        (RARE.tolist(), r"24 rows, its length, of the 24 training samples, such as .*got 24 values, \[0.0, 1.0, 9.0"),
+        (WeightedRandomSampler(torch.ones(30), 400), "must draw 400 rows.* of the 24 training samples.*got 400 values"),
+        (BatchSampler(range(24), 4, drop_last=False), "got 6 values, .*; pass a sampler of rows, not of batches"),
+        ([], "must draw 0 rows"),
+        (iter(range(24)), "sampler must be a sampler with a length"),
+        (WeightedRandomSampler, "the class WeightedRandomSampler; did you forget its"),
+        (DistributedSampler(IMAGE_DATA, 2, 0), "which kdkit divides; got a DistributedSampler"),
+        (
+            Stateful(),
+            "Stateful draws other rows with the same seed, so a run could not be .* resumed; let it draw from",
+        ),
+    ],
+)
+def test_samplers_that_are_refused_name_the_remedy(sampler, message):
+    with pytest.raises(DataError, match=message):
+        image_recipe(sampler=sampler)
+
+
+def test_a_data_loader_and_distill_take_no_sampler_of_other_data():
+    sampler = RandomSampler(IMAGE_DATA)
+    with pytest.raises(DataError, match=r"sampler is for a training Dataset, .* pass it to the DataLoader"):
+        image_recipe(DataLoader(IMAGE_DATA, batch_size=8), sampler=sampler)
+    with pytest.raises(DataError, match="sampler must draw 24 rows, its length, of the 12 training samples"):
+        kdkit.distill(Reader(), Reader(), Texts(), Texts(), collate_fn=padded("dict"), sampler=sampler)
 
 
 # Texts and signals of different lengths

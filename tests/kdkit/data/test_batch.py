@@ -238,7 +238,7 @@ def test_samples_with_items_that_are_no_tensors_are_not_kept_on_a_device():
     split = Named()
     kept = KeptSamples(split, 1, torch.device("cpu"), share=0.5)
     kept.keep(split.batch(torch.arange(6), 0), torch.arange(6), 0)
-    assert not kept.is_complete(0)
+    assert not kept.has((torch.arange(6),), 0)
 
 
 class Samples(Dataset):

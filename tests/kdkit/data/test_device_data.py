@@ -11,6 +11,7 @@ from kdkit.data.order import rows_of_batches, shuffled
 
 CPU = torch.device("cpu")
 ROWS = 11
+ALL = (torch.arange(ROWS),)  # one batch
 
 
 class Drawn(Split):
@@ -37,9 +38,9 @@ def test_kept_batches_are_those_of_the_split_in_every_draw_and_order(with_ids, l
     split = Drawn(with_ids=with_ids, lengths=(length,) * ROWS)
     kept = KeptSamples(split, 2, CPU, share=0.5)
     for draw in (0, 1):
-        assert not kept.is_complete(draw)
+        assert not kept.has(ALL, draw)
         keep_all(kept, split, draw)
-        assert kept.is_complete(draw)
+        assert kept.has(ALL, draw)
     rows = rows_of_batches(split, 5, shuffled(ROWS, 7, 0))
     for draw in (1, 0):
         for batch, batch_rows in zip(kept.batches(rows, draw), rows, strict=True):
@@ -75,14 +76,15 @@ def test_a_draw_of_which_a_batch_is_missing_is_not_complete():
     kept = KeptSamples(split, 1, CPU, share=0.5)
     for rows in rows_of_batches(split, 4)[:-1]:
         kept.keep(split.batch(rows, 0), rows, 0)
-    assert not kept.is_complete(0)
+    assert not kept.has(ALL, 0)
+    assert kept.has(rows_of_batches(split, 4)[:-1], 0)
 
 
 def test_samples_that_do_not_fit_are_not_kept():
     split = Drawn()
     kept = KeptSamples(split, 1, CPU, share=1e-12)
     keep_all(kept, split, 0)
-    assert not kept.is_complete(0)
+    assert not kept.has(ALL, 0)
 
 
 def test_samples_of_different_lengths_are_not_kept():
@@ -90,7 +92,7 @@ def test_samples_of_different_lengths_are_not_kept():
     kept = KeptSamples(split, 1, CPU, share=0.5)
     for rows in rows_of_batches(split, 2):
         kept.keep(split.batch(rows, 0), rows, 0)
-    assert not kept.is_complete(0)
+    assert not kept.has((torch.arange(4),), 0)
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
@@ -107,7 +109,7 @@ def test_inputs_that_are_not_dense_are_not_kept(inputs):
     split, rows = Drawn(lengths=(3, 3)), torch.arange(2)
     kept = KeptSamples(split, 1, CPU, share=0.5)
     kept.keep(Batch(inputs([torch.ones(2, 3)] * 2), rows, rows, 0, rows), rows, 0)
-    assert not kept.is_complete(0)
+    assert not kept.has((rows,), 0)
 
 
 def test_a_gathered_batch_is_a_copy_that_a_net_may_change_in_place():

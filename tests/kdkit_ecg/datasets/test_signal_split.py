@@ -9,9 +9,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, WeightedRandomSampler
 
 from kdkit import RecipeError
+from kdkit.data.order import training_order
 from kdkit_ecg import Synthetic
 from kdkit_ecg.augmentations import BaselineWander, CutOut, GaussianNoise, LeadDropout, Mixup, Scaling, TimeWarp
 from kdkit_ecg.datasets.signal_split import SignalSplit
@@ -55,6 +56,13 @@ def test_the_signals_of_the_split_are_not_modified():
     before = [signal.copy() for signal in ours.signals]
     ours.batch([0, 1, 2, 3], 0)
     assert all(np.array_equal(*pair) for pair in zip(before, ours.signals, strict=True))
+
+
+def test_groups_and_a_sampler_may_be_set_as_for_any_data():
+    data = Synthetic(train=12, validation=4, length=500)
+    data.test.groups = torch.zeros(len(data.test), dtype=torch.int64)
+    data.train.sampler = WeightedRandomSampler(data.train.labels.sum(1) + 1, 40)
+    assert len(training_order(data.train, 8, seed=0, epoch=0)) == 40
 
 
 class SampleBytes(Dataset):
