@@ -16,10 +16,11 @@ from kdkit.utils.user_paths import user_path
 from kdkit.utils.validation import is_number, validate_above_zero, validate_choice, validate_counts, validate_switches
 from kdkit_ecg.augmentations import check_augmentations
 from kdkit_ecg.datasets.samples import LabelledRecords, label_records
-from kdkit_ecg.datasets.scan import LabelEncoder, Selection, assumptions
+from kdkit_ecg.datasets.scan import Selection, assumptions
 from kdkit_ecg.datasets.signal_split import Augmentations, SignalSplit, Window
 from kdkit_ecg.datasets.signals import implausible_amplitudes, read_signals
 from kdkit_ecg.datasets.splits import Splits, ValidationSplit
+from kdkit_ecg.labels import LabelEncoder
 from kdkit_ecg.leads import LEADS
 from kdkit_ecg.records.description import describe_preparation
 from kdkit_ecg.records.filters import BAND

@@ -12,8 +12,8 @@ from kdkit_ecg.datasets.base import Folder
 from kdkit_ecg.datasets.cross_validation import FOLDS, FoldedDataset
 from kdkit_ecg.datasets.exclusions import ExcludedRecords
 from kdkit_ecg.datasets.folds import Folds, neighbours_in_ptb
-from kdkit_ecg.datasets.scan import LabelEncoder, Selection, find_records
-from kdkit_ecg.labels import Year, scored_classes
+from kdkit_ecg.datasets.scan import Selection, find_records
+from kdkit_ecg.labels import LabelEncoder, Year, scored_classes
 from kdkit_ecg.records.source import RecordSource
 from kdkit_ecg.utils.tables import read_patient_table
 

@@ -9,9 +9,10 @@ from kdkit.utils.validation import is_whole_number
 from kdkit_ecg.datasets.base import RecordingDataset
 from kdkit_ecg.datasets.exclusions import ExcludedRecords, ExclusionReason
 from kdkit_ecg.datasets.folds import divided_persons
-from kdkit_ecg.datasets.ptbxl_tables import DatabaseRow, Labels, Statements, read_database, read_statements
+from kdkit_ecg.datasets.ptbxl_tables import DatabaseRow, Labels, read_database, read_statements
 from kdkit_ecg.datasets.scan import Selection, is_usable
 from kdkit_ecg.datasets.splits import Splits, splits_of_folds
+from kdkit_ecg.labels import Classes
 from kdkit_ecg.records.header import read_header
 from kdkit_ecg.records.source import RecordSource
 from kdkit_ecg.utils.record_files import present_file
@@ -50,7 +51,7 @@ class PTBXL(RecordingDataset):
             raise RecipeError(f"PTB-XL is read from one folder, got {len(self._folders)}")
 
     @cached_property
-    def _label_encoder(self) -> Statements:
+    def _label_encoder(self) -> Classes:
         return read_statements(self._folders[0] / "scp_statements.csv", self.labels)
 
     @cached_property

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kdkit import DataError
-from kdkit_ecg.datasets.scan import LabelEncoder
 from kdkit_ecg.datasets.signal_split import SignalSplit
+from kdkit_ecg.labels import LabelEncoder
 from kdkit_ecg.person import person_vector
 from kdkit_ecg.records.source import RecordSource
 from kdkit_ecg.store import StoredSignals
