@@ -24,8 +24,6 @@ from kdkit_ecg.records.source import UNITS, VOLTAGES
 from kdkit_ecg.utils.messages import shown
 from kdkit_ecg.utils.tables import is_missing
 
-CSV_SUFFIX = ".csv"
-
 _DELIMITERS = ";\t, "  # in this order: a line with a semicolon may have commas in its numbers or names
 
 # A name with its unit, such as "I [mV]", and the names of columns with the time or number of a sample, which are not
