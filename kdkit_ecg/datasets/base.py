@@ -134,9 +134,7 @@ class RecordingDataset(Data, ABC):
     @property
     def preparation(self) -> dict[str, Any]:
         """How a record becomes the inputs of a network, for exported networks; docs/export.md defines the steps."""
-        return describe_preparation(
-            self._preparation, leads=self.leads, length=self.length, window=self.crop, hidden=self._hidden
-        )
+        return describe_preparation(self._preparation, length=self.length, window=self.crop, hidden=self._hidden)
 
     @cached_property
     def fingerprint(self) -> str:
