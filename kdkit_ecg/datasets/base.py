@@ -9,19 +9,21 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, get_origin
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from kdkit import Data, DataError, RecipeError, Task
 from kdkit.utils.user_paths import user_path
 from kdkit.utils.validation import is_number, validate_above_zero, validate_choice, validate_counts, validate_switches
 from kdkit_ecg.augmentations import check_augmentations
-from kdkit_ecg.datasets.samples import LabelledRecords, label_records
 from kdkit_ecg.datasets.scan import Selection, assumptions
 from kdkit_ecg.datasets.signal_split import Augmentations, SignalSplit, Window
 from kdkit_ecg.datasets.signals import implausible_amplitudes, read_signals
 from kdkit_ecg.datasets.splits import Splits, ValidationSplit
 from kdkit_ecg.labels import LabelEncoder
 from kdkit_ecg.leads import LEADS
+from kdkit_ecg.person import person_vector
 from kdkit_ecg.records.description import describe_preparation
 from kdkit_ecg.records.filters import BAND
 from kdkit_ecg.records.preparation import VERSION, Preparation, Resampling, Scaling
@@ -33,11 +35,12 @@ _SHORTEST_WINDOW = 0.3  # s
 
 
 class _Loaded(NamedTuple):
-    """The records of a data set, the rows of each split, and the summary."""
+    """All records of a data set, the rows of each split, and the summary. contents: a hash of each record's samples."""
 
-    records: LabelledRecords
+    records: SignalSplit
     splits: Splits
     summary: str
+    contents: list[bytes]
 
 
 # No slots: cached_property stores its value in the __dict__ of the instance.
@@ -161,7 +164,7 @@ class RecordingDataset(Data, ABC):
         """
         digest = hashlib.blake2b(digest_size=16)
         for row in self._loaded.splits.train.tolist():
-            digest.update(self._loaded.records.contents[row])
+            digest.update(self._loaded.contents[row])
         return digest.hexdigest()
 
     def prepare(self, *, processes: int | None = None, verify: bool = False) -> tuple[Path, int]:
@@ -183,12 +186,12 @@ class RecordingDataset(Data, ABC):
     @cached_property
     def validation(self) -> SignalSplit:
         """The split on which thresholds and epochs are chosen; equal to `test` if validation_split="test"."""
-        return self._split("validation", window=self.crop)
+        return self._split("validation")
 
     @cached_property
     def test(self) -> SignalSplit:
         """The split on which results are reported."""
-        return self._split("test", window=self.crop)
+        return self._split("test")
 
     @property
     def _hidden(self) -> Sequence[str]:
@@ -249,13 +252,28 @@ class RecordingDataset(Data, ABC):
             raise DataError(f"no record in {self._folder_names} can be used:\n{summary}")
         # After reading, because records with unreadable or duplicate signals are no longer in the list.
         splits = self._split_rows(headers)
-        persons = [self._person(header) for header in headers]
-        records = label_records(headers, signals, contents, self._label_encoder, persons)
+        names = [header.name for header in headers]
+        # Consecutive numbers for the persons; only equality matters.
+        unique, groups = np.unique([self._person(header) for header in headers], return_inverse=True)
+        records = SignalSplit(
+            signals=signals,
+            person=torch.from_numpy(np.stack([person_vector(header.age, header.sex) for header in headers])),
+            labels=torch.from_numpy(np.stack([self._label_encoder.row(header.codes) for header in headers])),
+            ids=record_ids(names),
+            length=self.length,
+            rate=self.rate,
+            window=self.crop,
+            seed=self.seed,
+            groups=None if len(unique) == len(headers) else torch.from_numpy(groups),
+            in_mv=self.scaling == "raw",
+            leads=self.leads,
+            names=names,
+        )
         if self.task != "regression":
             summary = "\n".join([summary, *splits.missing_classes(records.labels, self.classes)])
         if self.scaling == "raw":
             summary = "\n".join([summary, *implausible_amplitudes(headers, signals, round(60 * self.rate))])
-        return _Loaded(records, splits, summary)
+        return _Loaded(records, splits, summary, contents)
 
     @property
     def _folder_names(self) -> str:
@@ -278,15 +296,16 @@ class RecordingDataset(Data, ABC):
         rows: NDArray[np.int64] = getattr(self._loaded.splits, name)
         if not len(rows):
             raise DataError(
-                f"the {name} split has no record: {len(records.ids)} records are too few for these folds or shares, or "
+                f"the {name} split has no record: {len(records)} records are too few for these folds or shares, or "
                 "its share is 0"
             )
-        return records.split(
-            rows,
-            length=self.length,
-            rate=self.rate,
-            seed=self.seed,
-            in_mv=self.scaling == "raw",
-            leads=self.leads,
-            **options,
-        )
+        return records.select(rows, **options)
+
+
+def record_ids(names: Sequence[str]) -> Tensor:
+    """Return (records,) int64 ids. Each depends on the name alone, so adding or removing records does not change it."""
+    digests = [hashlib.blake2b(name.encode(), digest_size=8).digest() for name in names]
+    ids = [int.from_bytes(digest, "big") >> 1 for digest in digests]  # 63 bits, so that int64 is not negative
+    if len(set(ids)) < len(ids):
+        raise DataError("two record names have the same id; rename one of the records")
+    return torch.tensor(ids)
