@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,15 +23,6 @@ from kdkit_ecg.datasets.signals import duplicate_signals
 from kdkit_ecg.datasets.splits import Splits, require_shares, split_by_patient, splits_of_folds
 from kdkit_ecg.records.source import RecordSource
 from kdkit_ecg.utils.messages import first_names
-
-
-class FoldMember(NamedTuple):
-    """The database and patient of a record ("" if unknown), and the group whose records stay in one fold."""
-
-    database: str
-    patient: str
-    group: str
-
 
 Grouping = Literal["patient", "record"]
 
@@ -93,33 +84,36 @@ class FoldedDataset(RecordingDataset):
         headers, excluded = self._usable
         if not headers:
             raise DataError(f"no record in {self._folder_names} can be used:\n{excluded.summary(0)}")
-        members = self._fold_members()
-        groups = {member.group for member in members.values()}
-        if len(groups) < k and keep is None:
+        if keep and keep.k != k:
+            raise DataError(f"the existing folds are {keep.k}, but {k} were requested; give k={keep.k}")
+        groups = {header.name: self._group(header) for header in headers}
+        if len(set(groups.values())) < k and keep is None:
             raise DataError(
-                f"{len(groups)} patients in {self._folder_names} are too few for {k} folds; use fewer folds, or "
-                f"shares:\n{excluded.summary(len(headers))}"
+                f"{len(set(groups.values()))} patients in {self._folder_names} are too few for {k} folds; use fewer "
+                f"folds, or shares:\n{excluded.summary(len(headers))}"
             )
-        provenance = {"seed": str(self.seed), **self._provenance, "grouping": self.grouping}
         labels = np.stack([self._label_encoder.row(header.codes) for header in headers])  # (records, classes)
-        return fold_records(members, self._fold_classes(labels), k=k, provenance=provenance, keep=keep)
+        folds = stratified_folds(
+            self._fold_classes(labels),
+            list(groups.values()),
+            [header.database for header in headers],
+            k=k,
+            seed=self.seed,
+            fixed=keep.folds_of_groups(groups) if keep else None,
+        )
+        sizes = Counter(self._persons.values())
+        entries = dict(keep.entries) if keep else {}  # including records that were not found this time
+        for header, fold in zip(headers, folds.tolist(), strict=True):
+            person = self._persons[header.name]
+            # Records merged by a duplicate signal may share a person that is named after one of them.
+            is_unknown = person == f"record {header.name}" and sizes[person] == 1
+            entries[header.name] = FoldEntry(header.database, "" if is_unknown else person, fold)
+        provenance = {"seed": str(self.seed), **self._provenance, "grouping": self.grouping}
+        return Folds(entries=entries, k=k, provenance=provenance)
 
     def _fold_classes(self, labels: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the classes to share equally among folds, (records, classes) of 0 and 1, from the labels."""
         return labels
-
-    def _fold_members(self) -> dict[str, FoldMember]:
-        """Return the database, patient and group of each usable record, by its name."""
-        sizes = Counter(self._persons.values())
-        members = {}
-        for header in self._usable.sources:
-            person = self._persons[header.name]
-            record_itself = f"record {header.name}"  # the person of a record without a known patient
-            # Records merged by a duplicate signal may share a person that is named after one of them.
-            patient = "" if person == record_itself and sizes[person] == 1 else person
-            group = person if self.grouping == "patient" else record_itself
-            members[header.name] = FoldMember(header.database, patient, group)
-        return members
 
     @abstractmethod
     def _find(self) -> Selection:
@@ -201,6 +195,10 @@ class FoldedDataset(RecordingDataset):
     def _person(self, header: RecordSource) -> str:
         return self._persons[header.name]
 
+    def _group(self, header: RecordSource) -> str:
+        """Return the group of a record, whose records stay in one split."""
+        return self._persons[header.name] if self.grouping == "patient" else f"record {header.name}"
+
     def _record_notices(self) -> list[str]:
         notices = [] if self.grouping == "record" else super()._record_notices()
         missing = [f"{line.strip()}; metrics are not those of all records" for line in self._missing_records()[:1]]
@@ -220,36 +218,8 @@ class FoldedDataset(RecordingDataset):
 
     def _split_rows(self, headers: Sequence[RecordSource]) -> Splits:
         if self.shares is not None:
-            by_record = self.grouping == "record"
-            groups = [f"record {header.name}" if by_record else self._persons[header.name] for header in headers]
-            train, validation, test = split_by_patient(groups, self.seed, self.shares)
+            train, validation, test = split_by_patient(list(map(self._group, headers)), self.seed, self.shares)
             return Splits(train, test if self.validation_split == "test" else validation, test)
         folds = [self._folds.entries[header.name].fold for header in headers]
         next_fold = (self.fold + 1) % self._folds.k  # every fold is the validation fold for one test fold
         return splits_of_folds(folds, test=self.fold, validation=next_fold, validation_split=self.validation_split)
-
-
-def fold_records(
-    members: Mapping[str, FoldMember],
-    labels: NDArray[np.floating[Any]],
-    *,
-    k: int,
-    provenance: Mapping[str, str],
-    keep: Folds | None,
-) -> Folds:
-    """Return k folds of the records, stratified by class and database, with each group in one fold.
-
-    labels: (records, classes) of 0 and 1. provenance: how the folds are made, with the key `seed`. keep: folds whose
-    records and patients stay in their fold; the result also contains its records that are not members.
-    Raises DataError if `keep` has a different number of folds, or one group in two of them.
-    """
-    if keep and keep.k != k:
-        raise DataError(f"the existing folds are {keep.k}, but {k} were requested; give k={keep.k}")
-    fixed = keep.folds_of_groups({record: member.group for record, member in members.items()}) if keep else {}
-    groups = [member.group for member in members.values()]
-    databases = [member.database for member in members.values()]
-    folds = stratified_folds(labels, groups, databases, k=k, seed=int(provenance["seed"]), fixed=fixed)
-    entries = dict(keep.entries) if keep else {}  # including records that were not found this time
-    for (record, member), fold in zip(members.items(), folds.tolist(), strict=True):
-        entries[record] = FoldEntry(member.database, member.patient, fold)
-    return Folds(entries=entries, k=k, provenance=provenance)
