@@ -11,7 +11,7 @@ from kdkit.utils.validation import validate_choice
 from kdkit_ecg.datasets.base import Folder
 from kdkit_ecg.datasets.cross_validation import FOLDS, FoldedDataset
 from kdkit_ecg.datasets.exclusions import ExcludedRecords
-from kdkit_ecg.datasets.folds import Folds, neighbours_in_ptb
+from kdkit_ecg.datasets.folds import Folds, neighbours_of_one_patient
 from kdkit_ecg.datasets.scan import Selection, find_records
 from kdkit_ecg.labels import LabelEncoder, Year, scored_classes
 from kdkit_ecg.records.source import RecordSource
@@ -52,7 +52,7 @@ class _Challenge(FoldedDataset):
         return scored_classes(self.year)
 
     def _of_one_person(self, headers: Sequence[RecordSource]) -> list[Sequence[str]]:
-        return [*super()._of_one_person(headers), *neighbours_in_ptb(headers)]
+        return [*super()._of_one_person(headers), *neighbours_of_one_patient(headers)]
 
     def _find(self) -> Selection:
         excluded = ExcludedRecords(self._folders)

@@ -7,10 +7,11 @@ from itertools import pairwise
 
 from kdkit_ecg.records.source import RecordSource
 
-# The index of the PTB Diagnostic database lists its records patient by patient, at most seven of each. The Challenge
-# numbers them in this order without naming the patients.
-_PTB_NAME = re.compile(r"S(\d{4})")
-_PTB_RECORDS_PER_PATIENT = 7
+# The PTB Diagnostic database lists its records patient by patient, at most seven of each, and the St Petersburg INCART
+# database the 75 parts of the Holter records of 32 patients. The Challenge numbers them in this order, S0001 and I0001
+# being the first, without naming the patients.
+_NAME = re.compile(r"([SI])(\d{4})")
+_RECORDS_PER_PATIENT = 7
 
 
 def assign_persons(headers: Sequence[RecordSource], same_person: Iterable[Sequence[str]] = ()) -> dict[str, str]:
@@ -28,19 +29,19 @@ def assign_persons(headers: Sequence[RecordSource], same_person: Iterable[Sequen
     return {header.name: persons.representative(f"record {header.name}") for header in headers}
 
 
-def neighbours_in_ptb(headers: Sequence[RecordSource]) -> Iterator[tuple[str, str]]:
-    """Yield pairs of names of records that may be of one patient: neighbours in PTB with the same age and sex.
+def neighbours_of_one_patient(headers: Sequence[RecordSource]) -> Iterator[tuple[str, str]]:
+    """Yield pairs of names of records that may be of one patient: neighbours in PTB or INCART of the same age and sex.
 
     Two patients in one fold are harmless, but one patient in two folds invalidates the test.
     """
-    ptb_records: dict[tuple[float, str], list[tuple[int, str]]] = defaultdict(list)  # by age and sex
+    records: dict[tuple[str, float, str], list[tuple[int, str]]] = defaultdict(list)  # by database, age and sex
     for header in headers:
-        match = _PTB_NAME.fullmatch(header.name)
+        match = _NAME.fullmatch(header.name)
         if match and header.age is not None and header.sex:
-            ptb_records[header.age, header.sex].append((int(match[1]), header.name))
-    for numbered_names in ptb_records.values():
+            records[match[1], header.age, header.sex].append((int(match[2]), header.name))
+    for numbered_names in records.values():
         for (number, name), (next_number, next_name) in pairwise(sorted(numbered_names)):
-            if next_number - number < _PTB_RECORDS_PER_PATIENT:
+            if next_number - number < _RECORDS_PER_PATIENT:
                 yield name, next_name
 
 
