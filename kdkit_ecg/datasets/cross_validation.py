@@ -221,5 +221,6 @@ class FoldedDataset(RecordingDataset):
             train, validation, test = split_by_patient(list(map(self._group, headers)), self.seed, self.shares)
             return Splits(train, test if self.validation_split == "test" else validation, test)
         folds = [self._folds.entries[header.name].fold for header in headers]
-        next_fold = (self.fold + 1) % self._folds.k  # every fold is the validation fold for one test fold
-        return splits_of_folds(folds, test=self.fold, validation=next_fold, validation_split=self.validation_split)
+        # Every fold is the validation fold for one test fold.
+        validation_fold = self.fold if self.validation_split == "test" else (self.fold + 1) % self._folds.k
+        return splits_of_folds(folds, test=self.fold, validation=validation_fold)

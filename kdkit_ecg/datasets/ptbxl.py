@@ -96,4 +96,5 @@ class PTBXL(RecordingDataset):
     def _split_rows(self, headers: Sequence[RecordSource]) -> Splits:
         folds = [self._database[header.name].fold for header in headers]
         previous = FOLDS if self.fold == 1 else self.fold - 1  # strat_fold counts from 1
-        return splits_of_folds(folds, test=self.fold, validation=previous, validation_split=self.validation_split)
+        validation = self.fold if self.validation_split == "test" else previous
+        return splits_of_folds(folds, test=self.fold, validation=validation)
