@@ -146,14 +146,14 @@ class RecordingDataset(Data, ABC):
         options = {name: getattr(self, name) for name in names}
         options.update(asdict(self._preparation))  # rate and band as floats
         digest = hashlib.blake2b(repr((VERSION, type(self).__name__, sorted(options.items()))).encode(), digest_size=16)
-        for header in self._selected.sources:
+        for source in self._selected.sources:
             # Sizes, not times of change: a copy of the folder on another machine has the same fingerprint.
-            sizes = [header.path.with_name(name).stat().st_size for name in header.files]
-            person = (header.name, header.age, header.sex, header.codes)
+            sizes = [source.path.with_name(name).stat().st_size for name in source.files]
+            person = (source.name, source.age, source.sex, source.codes)
             # The bytes count in addition to the parsed fields, because the file may have been replaced since it was
             # read.
-            record = (*person, header.signal_fields, sizes, header.description())
-            digest.update(repr((record, self._split_key(header))).encode())
+            record = (*person, source.signal_fields, sizes, source.description())
+            digest.update(repr((record, self._split_key(source))).encode())
         return digest.hexdigest()
 
     @cached_property
@@ -211,18 +211,18 @@ class RecordingDataset(Data, ABC):
     @property
     @abstractmethod
     def _selected(self) -> Selection:
-        """The headers of the records to read, and the excluded records; a cached_property."""
+        """The records to read, and the excluded ones; a cached_property."""
 
     @abstractmethod
-    def _split_key(self, header: RecordSource) -> object:
+    def _split_key(self, source: RecordSource) -> object:
         """Return the data that decides the split of a record in addition to the options, for the fingerprint."""
 
     @abstractmethod
-    def _split_rows(self, headers: Sequence[RecordSource]) -> Splits:
+    def _split_rows(self, sources: Sequence[RecordSource]) -> Splits:
         """Return the rows of each split."""
 
     @abstractmethod
-    def _person(self, header: RecordSource) -> str:
+    def _person(self, source: RecordSource) -> str:
         """Return an identifier of the person; unique to this record if the person is unknown."""
 
     def _record_notices(self) -> list[str]:
@@ -240,31 +240,31 @@ class RecordingDataset(Data, ABC):
 
     @cached_property
     def _loaded(self) -> _Loaded:
-        headers, excluded_before = self._selected
+        sources, excluded_before = self._selected
         excluded = excluded_before.copy()  # a second access after an error must not count a record twice
-        headers, signals, contents = read_signals(headers, self._preparation, excluded, self._store)
+        sources, signals, contents = read_signals(sources, self._preparation, excluded, self._store)
         missing = self._missing_records()
-        assumed = assumptions(headers, self.leads, seconds=self.length / self.rate)
-        summary = "\n".join([excluded.summary(len(headers)), *assumed, *missing])
+        assumed = assumptions(sources, self.leads, seconds=self.length / self.rate)
+        summary = "\n".join([excluded.summary(len(sources)), *assumed, *missing])
         if self.strict and (excluded.records or excluded.unread or excluded.not_listed or missing):
             raise DataError(f"strict=True, but records are missing from {self._folder_names}:\n{summary}")
-        if not headers:
+        if not sources:
             raise DataError(f"no record in {self._folder_names} can be used:\n{summary}")
         # After reading, because records with unreadable or duplicate signals are no longer in the list.
-        splits = self._split_rows(headers)
-        names = [header.name for header in headers]
+        splits = self._split_rows(sources)
+        names = [source.name for source in sources]
         # Consecutive numbers for the persons; only equality matters.
-        unique, groups = np.unique([self._person(header) for header in headers], return_inverse=True)
+        unique, groups = np.unique([self._person(source) for source in sources], return_inverse=True)
         records = SignalSplit(
             signals=signals,
-            person=torch.from_numpy(np.stack([person_vector(header.age, header.sex) for header in headers])),
-            labels=torch.from_numpy(np.stack([self._label_encoder.row(header.codes) for header in headers])),
+            person=torch.from_numpy(np.stack([person_vector(source.age, source.sex) for source in sources])),
+            labels=torch.from_numpy(np.stack([self._label_encoder.row(source.codes) for source in sources])),
             ids=record_ids(names),
             length=self.length,
             rate=self.rate,
             window=self.crop,
             seed=self.seed,
-            groups=None if len(unique) == len(headers) else torch.from_numpy(groups),
+            groups=None if len(unique) == len(sources) else torch.from_numpy(groups),
             in_mv=self.scaling == "raw",
             leads=self.leads,
             names=names,
@@ -272,7 +272,7 @@ class RecordingDataset(Data, ABC):
         if self.task != "regression":
             summary = "\n".join([summary, *splits.missing_classes(records.labels, self.classes)])
         if self.scaling == "raw":
-            summary = "\n".join([summary, *implausible_amplitudes(headers, signals, round(60 * self.rate))])
+            summary = "\n".join([summary, *implausible_amplitudes(sources, signals, round(60 * self.rate))])
         return _Loaded(records, splits, summary, contents)
 
     @property

@@ -67,7 +67,7 @@ class PTBXL(RecordingDataset):
             path = present_file(self._folders[0] / f"{row.file_100_hz if self.rate == 100 else row.file_500_hz}.hea")
             try:
                 # The headers contain neither person nor diagnoses; the table does.
-                header = replace(
+                source = replace(
                     read_header(path), name=name, patient=row.patient, age=row.age, sex=row.sex, codes=row.codes
                 )
             except DataError as error:
@@ -76,9 +76,9 @@ class PTBXL(RecordingDataset):
                 else:
                     excluded.add(ExclusionReason.NO_SIGNAL, path)
                 continue
-            if is_usable(header, excluded, encoder=self._label_encoder):
-                selected.append(header)
-        divided = divided_persons((header.patient, self._database[header.name].fold) for header in selected)
+            if is_usable(source, excluded, encoder=self._label_encoder):
+                selected.append(source)
+        divided = divided_persons((source.patient, self._database[source.name].fold) for source in selected)
         if divided:
             patient, folds = next(iter(divided.items()))
             raise DataError(
@@ -87,14 +87,14 @@ class PTBXL(RecordingDataset):
             )
         return Selection(selected, excluded)
 
-    def _person(self, header: RecordSource) -> str:
-        return header.patient or f"record {header.name}"
+    def _person(self, source: RecordSource) -> str:
+        return source.patient or f"record {source.name}"
 
-    def _split_key(self, header: RecordSource) -> object:
-        return self._database[header.name].fold
+    def _split_key(self, source: RecordSource) -> object:
+        return self._database[source.name].fold
 
-    def _split_rows(self, headers: Sequence[RecordSource]) -> Splits:
-        folds = [self._database[header.name].fold for header in headers]
+    def _split_rows(self, sources: Sequence[RecordSource]) -> Splits:
+        folds = [self._database[source.name].fold for source in sources]
         previous = FOLDS if self.fold == 1 else self.fold - 1  # strat_fold counts from 1
         validation = self.fold if self.validation_split == "test" else previous
         return splits_of_folds(folds, test=self.fold, validation=validation)

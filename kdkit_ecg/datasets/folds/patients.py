@@ -14,31 +14,31 @@ _NAME = re.compile(r"([SI])(\d{4})")
 _RECORDS_PER_PATIENT = 7
 
 
-def assign_persons(headers: Sequence[RecordSource], same_person: Iterable[Sequence[str]] = ()) -> dict[str, str]:
+def assign_persons(sources: Sequence[RecordSource], same_person: Iterable[Sequence[str]] = ()) -> dict[str, str]:
     """Return a person for every record, by the name of the record.
 
     A record of an unknown patient counts as a separate person, "record NAME".
     same_person: lists of names of records that belong to one person, whoever their patients are.
     """
     persons = _MergedNames()
-    for header in headers:
-        persons.merge(f"record {header.name}", header.patient or f"record {header.name}")
+    for source in sources:
+        persons.merge(f"record {source.name}", source.patient or f"record {source.name}")
     for first, *others in same_person:
         for name in others:
             persons.merge(f"record {first}", f"record {name}")
-    return {header.name: persons.representative(f"record {header.name}") for header in headers}
+    return {source.name: persons.representative(f"record {source.name}") for source in sources}
 
 
-def neighbours_of_one_patient(headers: Sequence[RecordSource]) -> Iterator[tuple[str, str]]:
+def neighbours_of_one_patient(sources: Sequence[RecordSource]) -> Iterator[tuple[str, str]]:
     """Yield pairs of names of records that may be of one patient: neighbours in PTB or INCART of the same age and sex.
 
     Two patients in one fold are harmless, but one patient in two folds invalidates the test.
     """
     records: dict[tuple[str, float, str], list[tuple[int, str]]] = defaultdict(list)  # by database, age and sex
-    for header in headers:
-        match = _NAME.fullmatch(header.name)
-        if match and header.age is not None and header.sex:
-            records[match[1], header.age, header.sex].append((int(match[2]), header.name))
+    for source in sources:
+        match = _NAME.fullmatch(source.name)
+        if match and source.age is not None and source.sex:
+            records[match[1], source.age, source.sex].append((int(match[2]), source.name))
     for numbered_names in records.values():
         for (number, name), (next_number, next_name) in pairwise(sorted(numbered_names)):
             if next_number - number < _RECORDS_PER_PATIENT:
