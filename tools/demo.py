@@ -46,8 +46,8 @@ INTEGRITY = "sha512-q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3j
 RUNTIME = (
     "dist/ort.wasm.bundle.min.mjs",
     "dist/ort-wasm-simd-threaded.wasm",
-    "package.json",
-)  # which names the licence
+    "package.json",  # which names the licence
+)
 MANIFEST = "demo.json"
 
 FINDINGS = ("NSR", "AF", "LBBB", "CRBBB", "PVC", "STach")  # an example for each
