@@ -85,7 +85,9 @@ class FoldedDataset(RecordingDataset):
         if not sources:
             raise DataError(f"no record in {self._folder_names} can be used:\n{excluded.summary(0)}")
         if keep and keep.k != k:
-            raise DataError(f"the existing folds are {keep.k}, but {k} were requested; give k={keep.k} or folds={keep.k}")
+            raise DataError(
+                f"the existing folds are {keep.k}, but {k} are requested; give k={keep.k} or folds={keep.k}"
+            )
         groups = {source.name: self._group(source) for source in sources}
         if len(set(groups.values())) < k and keep is None:
             raise DataError(
