@@ -114,6 +114,10 @@ class Header(RecordSource):
                 f"the samples of {self.path} do not match the first samples and checksums in it (leads "
                 f"{', '.join(mismatched)}); the signal file was converted, damaged or replaced, so fetch it again"
             )
+        return self.to_mv(steps)
+
+    def to_mv(self, steps: Steps) -> NDArray[np.float64]:
+        """Return converter steps, (leads, time), in mV, or in standard deviations if normalised; NaN if invalid."""
         gains, baselines = (np.array(values)[:, None] for values in (self.gains_per_unit, self.baselines))
         units = np.array([UNITS[unit] for unit in self.units])[:, None]  # normalised units have a factor of 1
         # A tiny gain silently gives samples that are not finite.
