@@ -188,7 +188,7 @@ def show_memory(scratch, seconds):
             size = (Path(folder) / SIGNALS).stat().st_size
             anonymous, mapped = in_process("memory_growth", folder, count, "")
             in_memory = (
-                f"{in_process('memory', folder, count, 'in memory')[0] / 1e6:.0f}"
+                f"{in_process('memory_growth', folder, count, 'in memory')[0] / 1e6:.0f}"
                 if count < SIZES[-1]
                 else "not measured"
             )

@@ -1,4 +1,4 @@
-"""Map SNOMED CT codes to the scored classes of the PhysioNet/CinC Challenges 2020 and 2021."""
+"""Encode the diagnoses of a record as labels, such as SNOMED CT codes as the scored classes of the Challenges."""
 
 import csv
 from collections.abc import Iterable, Mapping
@@ -23,29 +23,44 @@ _VERHOEFF_PERMUTATION = (1, 5, 7, 6, 2, 8, 3, 0, 9, 4)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Classes:
-    """The scored classes of one year, in the order of the table of the official scorer.
+    """Classes, and the codes of diagnoses that mean each. columns: code -> the column of its class in the labels."""
 
-    codes: the SNOMED CT code of each class, the first of the equivalent codes merged into it.
-    names: its abbreviation, such as "AF". columns: every scored code -> the column of its class.
-    """
-
-    year: Year
-    codes: tuple[str, ...]
     names: tuple[str, ...]
     columns: Mapping[str, int]
 
     def row(self, codes: Iterable[str]) -> NDArray[np.float32]:
-        """Return the labels of a record with these codes, (classes,) float32 of 0 and 1. Unscored codes are ignored."""
-        labels = np.zeros(len(self.codes), dtype=np.float32)
+        """Return the labels of a record with these codes, (classes,) float32 of 0 and 1. Other codes are ignored."""
+        labels = np.zeros(len(self.names), dtype=np.float32)
         labels[[self.columns[code] for code in codes if code in self.columns]] = 1
         return labels
 
-    def __len__(self) -> int:
-        return len(self.codes)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Numbers:
+    """Numbers by name: those of a regression, or 0 and 1 of classes if some are unknown. names: of their columns."""
+
+    names: tuple[str, ...]
+
+    def row(self, codes: Iterable[str]) -> NDArray[np.float32]:
+        """Return (names,) float32 from their texts, in the order of the names; "nan" is unknown."""
+        return np.array([float(code) for code in codes], dtype=np.float32)
+
+
+LabelEncoder = Classes | Numbers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredClasses(Classes):
+    """The scored classes of a Challenge, named by abbreviations such as "AF", in the order of the official scorer.
+
+    codes: the SNOMED CT code of each class, the first of the equivalent codes merged into it.
+    """
+
+    codes: tuple[str, ...]
 
 
 @cache
-def scored_classes(year: Year) -> Classes:
+def scored_classes(year: Year) -> ScoredClasses:
     """Return the 24 classes of 2020 or the 26 of 2021, equivalent codes merged. Raises RecipeError for other years."""
     if year not in (2020, 2021):
         raise RecipeError(f"expected the year of a Challenge with scored classes, 2020 or 2021, got {year}")
@@ -56,8 +71,7 @@ def scored_classes(year: Year) -> Classes:
     for row in rows:
         first_rows.setdefault(columns[row["snomed_ct"]], row)
     ordered = [first_rows[column] for column in sorted(first_rows)]
-    return Classes(
-        year=year,
+    return ScoredClasses(
         codes=tuple(row["snomed_ct"] for row in ordered),
         names=tuple(row["abbreviation"] for row in ordered),
         columns=MappingProxyType(columns),

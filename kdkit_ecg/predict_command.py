@@ -11,12 +11,12 @@ from kdkit import DataError
 from kdkit.utils.files import exists, is_file, require_output, write_output
 from kdkit.utils.printable import echo
 from kdkit.utils.user_paths import UserPath
-from kdkit_ecg.utils.record_files import kind_of
+from kdkit_ecg.utils.record_files import CSV_SUFFIX, RECORD_SUFFIXES, SIGNAL_SUFFIXES, UNREAD_FORMATS, kind_of
 
 # The implementation is imported when the command runs: numpy would slow down `kdkit --help`.
 
 # Suffixes of records and networks: a wrong order of arguments must not overwrite a recording.
-_REPLACED_NEVER = (".hea", ".dat", ".mat", ".dcm", ".xml", ".edf", ".npy", ".npz", ".hdf5", ".h5", ".onnx", ".pt2")
+_REPLACED_NEVER = {*RECORD_SUFFIXES, *SIGNAL_SUFFIXES, *UNREAD_FORMATS, ".onnx", ".pt2"} - {CSV_SUFFIX}
 _CSV_START = b"record,refused,predicted,"  # starts a file that this command wrote and may replace
 _FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json"}
 

@@ -121,7 +121,7 @@ def _line(part: Signal, rate: float, left: float, middle: float) -> str:
 
 def class_table(run: ReportedRun, id: int) -> Markup:
     """Return the table of a record's classes, with the probability of each by every network that has it."""
-    labels: dict[str, bool] = {}
+    labels: dict[str, bool | None] = {}  # None if unknown
     columns: dict[str, dict[str, float]] = {}  # net -> class -> probability; nets may lack classes of the data
     for net in run.nets:
         sample = run.sample(net, id)
@@ -133,21 +133,24 @@ def class_table(run: ReportedRun, id: int) -> Markup:
             continue
         # Neither overflows. If a record has exactly one class, its label is the number of the class.
         if sample.labels.ndim:
-            true, probabilities = sample.labels > 0, np.exp(-np.logaddexp(0, -sample.outputs))
+            true, probabilities = sample.labels, np.exp(-np.logaddexp(0, -sample.outputs))
         else:
             true = np.equal(np.arange(len(sample.outputs)), sample.labels)
             probabilities = np.exp(sample.outputs - np.logaddexp.reduce(sample.outputs))
         columns[net] = dict(zip(sample.classes, probabilities.tolist(), strict=True))
-        labels |= zip(sample.classes, true.tolist(), strict=True)
+        known = [None if np.isnan(label) else label > 0 for label in true.tolist()]
+        labels |= zip(sample.classes, known, strict=True)
     if not columns:
         return Markup("")
+    words = {True: "yes", False: "no", None: "unknown"}
     rows = []
     for name, is_true in labels.items():
         if not (is_true or any(by_class.get(name, 0) >= _CLEAR for by_class in columns.values())):
             continue
         cells = [
             Markup('<td class="number {}">{:.0f} %</td>').format(
-                "right" if (by_class[name] >= _CLEAR) == is_true else "wrong", 100 * by_class[name]
+                "" if is_true is None else "right" if (by_class[name] >= _CLEAR) == is_true else "wrong",
+                100 * by_class[name],
             )
             if name in by_class
             else Markup('<td class="number">{}</td>').format(DASH)
@@ -155,7 +158,7 @@ def class_table(run: ReportedRun, id: int) -> Markup:
         ]
         rows.append(
             Markup('<tr><th scope="row">{}</th><td>{}</td>{}</tr>').format(
-                printable(name), "yes" if is_true else "no", Markup("").join(cells)
+                printable(name), words[is_true], Markup("").join(cells)
             )
         )
     if not rows:

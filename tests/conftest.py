@@ -6,7 +6,7 @@ import random
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -149,12 +149,14 @@ def noise_instead_of_ecgs(monkeypatch) -> None:
     """Let simulated records be noise, for checks of recipes whose records take seconds to simulate."""
     from numpy.random import default_rng
 
-    from kdkit_ecg.simulator import Simulator
+    from kdkit_ecg.datasets import synthetic
+    from kdkit_ecg.simulator.simulator import Chunk
 
-    def noise(self: Simulator, ids: Iterable[int]) -> list[tuple[Any, Any]]:
-        return [(default_rng(id).normal(size=(12, self.length)), self.patient(id)) for id in ids]
+    def noise(chunk: Chunk) -> list[tuple[Any, Any]]:
+        simulator = chunk.simulator
+        return [(default_rng(id).normal(size=(12, simulator.length)), simulator.patient(id)) for id in chunk.ids]
 
-    monkeypatch.setattr(Simulator, "signals", noise)
+    monkeypatch.setattr(synthetic, "simulate", noise)
 
 
 @pytest.fixture(scope="module")

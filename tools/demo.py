@@ -46,8 +46,8 @@ INTEGRITY = "sha512-q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3j
 RUNTIME = (
     "dist/ort.wasm.bundle.min.mjs",
     "dist/ort-wasm-simd-threaded.wasm",
-    "package.json",
-)  # which names the licence
+    "package.json",  # which names the licence
+)
 MANIFEST = "demo.json"
 
 FINDINGS = ("NSR", "AF", "LBBB", "CRBBB", "PVC", "STach")  # an example for each
@@ -146,7 +146,7 @@ def write_examples(folder: Path) -> list[dict[str, Any]]:
     examples = []
     for finding in FINDINGS:
         # The patient who has little else, and whose age and sex are known.
-        known = [id for id, patient in patients.items() if None not in (patient.age, patient.female)]
+        known = [id for id, patient in patients.items() if None not in (patient.age, patient.sex)]
         id = min((id for id in known if finding in patients[id].findings), key=lambda id: len(patients[id].findings))
         patient, name = patients[id], f"simulated-{finding.lower()}"
         wfdb.wrsamp(
@@ -158,7 +158,7 @@ def write_examples(folder: Path) -> list[dict[str, Any]]:
             fmt=["16"] * len(LEADS),
             adc_gain=[1000.0] * len(LEADS),
             baseline=[0] * len(LEADS),
-            comments=[f"Age: {patient.age:g}", f"Sex: {'Female' if patient.female else 'Male'}"],
+            comments=[f"Age: {patient.age:g}", f"Sex: {patient.sex}"],
             write_dir=str(folder),
         )
         findings = [label for label in names if label in patient.findings]

@@ -6,7 +6,7 @@ export const MAX_HEADER = 2 ** 20; // bytes
 export const MAX_SIGNAL = 2 ** 26; // bytes of all signal files: 46 minutes of 12 leads at 1,000 Hz, prepared in 5 s
 const MAX_LINE = 4096; // characters
 const MAX_CHANNELS = 1024;
-const MAX_GAIN = 1e12;
+const MAX_GAIN = 1e12; // steps per mV
 const DEFAULT_GAIN = 200; // steps per mV, of the specification
 const INVALID = -(2 ** 15); // the sample of format 16 that is none
 const UNITS = { "": 1, mv: 1, uv: 1e-3, "\u00b5v": 1e-3, "\u03bcv": 1e-3, nv: 1e-6, v: 1e3 }; // in mV
@@ -168,12 +168,14 @@ function parseLead(line, text, channel, position) {
   const { gain, baseline, unit, zero, first, checksum, name } = match.groups;
   const steps = Number(gain ?? 0);
   if (!steps && unit) throw new RecordError(`A gain of 0 leaves the amplitude unknown, in “${shown(line)}”.`);
-  if (Math.abs(steps) > MAX_GAIN) throw new RecordError(`A gain of ${steps} leaves no signal, in “${shown(line)}”.`);
   const size = own(UNITS, (unit ?? "").toLowerCase());
   if (unit?.toLowerCase() === "nu") {
     throw new RecordError("The leads are in normalised units (NU): without mV, this page cannot draw them.");
   }
   if (size === undefined) throw new RecordError(`“${shown(unit)}” is not a supported unit; expected mV, uV, nV or V.`);
+  if (Math.abs(steps) > MAX_GAIN * size) {
+    throw new RecordError(`A gain of ${steps} leaves no signal, in “${shown(line)}”.`);
+  }
   return {
     ...channel,
     position,

@@ -9,18 +9,21 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, get_origin
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from kdkit import Data, DataError, RecipeError, Task
 from kdkit.utils.user_paths import user_path
 from kdkit.utils.validation import is_number, validate_above_zero, validate_choice, validate_counts, validate_switches
 from kdkit_ecg.augmentations import check_augmentations
-from kdkit_ecg.datasets.samples import LabelledRecords, label_records
-from kdkit_ecg.datasets.scan import LabelEncoder, Selection, assumptions
+from kdkit_ecg.datasets.scan import Selection, assumptions
 from kdkit_ecg.datasets.signal_split import Augmentations, SignalSplit, Window
 from kdkit_ecg.datasets.signals import implausible_amplitudes, read_signals
 from kdkit_ecg.datasets.splits import Splits, ValidationSplit
+from kdkit_ecg.labels import LabelEncoder
 from kdkit_ecg.leads import LEADS
+from kdkit_ecg.person import person_vector
 from kdkit_ecg.records.description import describe_preparation
 from kdkit_ecg.records.filters import BAND
 from kdkit_ecg.records.preparation import VERSION, Preparation, Resampling, Scaling
@@ -32,11 +35,12 @@ _SHORTEST_WINDOW = 0.3  # s
 
 
 class _Loaded(NamedTuple):
-    """The records of a data set, the rows of each split, and the summary."""
+    """All records of a data set, the rows of each split, and the summary. contents: a hash of each record's samples."""
 
-    records: LabelledRecords
+    records: SignalSplit
     splits: Splits
     summary: str
+    contents: list[bytes]
 
 
 # No slots: cached_property stores its value in the __dict__ of the instance.
@@ -133,9 +137,7 @@ class RecordingDataset(Data, ABC):
     @property
     def preparation(self) -> dict[str, Any]:
         """How a record becomes the inputs of a network, for exported networks; docs/export.md defines the steps."""
-        return describe_preparation(
-            self._preparation, leads=self.leads, length=self.length, window=self.crop, hidden=self._hidden
-        )
+        return describe_preparation(self._preparation, length=self.length, window=self.crop, hidden=self._hidden)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -144,14 +146,14 @@ class RecordingDataset(Data, ABC):
         options = {name: getattr(self, name) for name in names}
         options.update(asdict(self._preparation))  # rate and band as floats
         digest = hashlib.blake2b(repr((VERSION, type(self).__name__, sorted(options.items()))).encode(), digest_size=16)
-        for header in self._selected.sources:
+        for source in self._selected.sources:
             # Sizes, not times of change: a copy of the folder on another machine has the same fingerprint.
-            sizes = [header.path.with_name(name).stat().st_size for name in header.files]
-            person = (header.name, header.age, header.sex, header.codes)
+            sizes = [source.path.with_name(name).stat().st_size for name in source.files]
+            person = (source.name, source.age, source.sex, source.codes)
             # The bytes count in addition to the parsed fields, because the file may have been replaced since it was
             # read.
-            record = (*person, header.signal_fields, sizes, header.description())
-            digest.update(repr((record, self._split_key(header))).encode())
+            record = (*person, source.signal_fields, sizes, source.description())
+            digest.update(repr((record, self._split_key(source))).encode())
         return digest.hexdigest()
 
     @cached_property
@@ -162,7 +164,7 @@ class RecordingDataset(Data, ABC):
         """
         digest = hashlib.blake2b(digest_size=16)
         for row in self._loaded.splits.train.tolist():
-            digest.update(self._loaded.records.contents[row])
+            digest.update(self._loaded.contents[row])
         return digest.hexdigest()
 
     def prepare(self, *, processes: int | None = None, verify: bool = False) -> tuple[Path, int]:
@@ -184,12 +186,12 @@ class RecordingDataset(Data, ABC):
     @cached_property
     def validation(self) -> SignalSplit:
         """The split on which thresholds and epochs are chosen; equal to `test` if validation_split="test"."""
-        return self._split("validation", window=self.crop)
+        return self._split("validation")
 
     @cached_property
     def test(self) -> SignalSplit:
         """The split on which results are reported."""
-        return self._split("test", window=self.crop)
+        return self._split("test")
 
     @property
     def _hidden(self) -> Sequence[str]:
@@ -209,18 +211,18 @@ class RecordingDataset(Data, ABC):
     @property
     @abstractmethod
     def _selected(self) -> Selection:
-        """The headers of the records to read, and the excluded records; a cached_property."""
+        """The records to read, and the excluded ones; a cached_property."""
 
     @abstractmethod
-    def _split_key(self, header: RecordSource) -> object:
+    def _split_key(self, source: RecordSource) -> object:
         """Return the data that decides the split of a record in addition to the options, for the fingerprint."""
 
     @abstractmethod
-    def _split_rows(self, headers: Sequence[RecordSource]) -> Splits:
+    def _split_rows(self, sources: Sequence[RecordSource]) -> Splits:
         """Return the rows of each split."""
 
     @abstractmethod
-    def _person(self, header: RecordSource) -> str:
+    def _person(self, source: RecordSource) -> str:
         """Return an identifier of the person; unique to this record if the person is unknown."""
 
     def _record_notices(self) -> list[str]:
@@ -238,25 +240,40 @@ class RecordingDataset(Data, ABC):
 
     @cached_property
     def _loaded(self) -> _Loaded:
-        headers, excluded_before = self._selected
+        sources, excluded_before = self._selected
         excluded = excluded_before.copy()  # a second access after an error must not count a record twice
-        headers, signals, contents = read_signals(headers, self._preparation, excluded, self._store)
+        sources, signals, contents = read_signals(sources, self._preparation, excluded, self._store)
         missing = self._missing_records()
-        assumed = assumptions(headers, self.leads, seconds=self.length / self.rate)
-        summary = "\n".join([excluded.summary(len(headers)), *assumed, *missing])
+        assumed = assumptions(sources, self.leads, seconds=self.length / self.rate)
+        summary = "\n".join([excluded.summary(len(sources)), *assumed, *missing])
         if self.strict and (excluded.records or excluded.unread or excluded.not_listed or missing):
             raise DataError(f"strict=True, but records are missing from {self._folder_names}:\n{summary}")
-        if not headers:
+        if not sources:
             raise DataError(f"no record in {self._folder_names} can be used:\n{summary}")
         # After reading, because records with unreadable or duplicate signals are no longer in the list.
-        splits = self._split_rows(headers)
-        persons = [self._person(header) for header in headers]
-        records = label_records(headers, signals, contents, self._label_encoder, persons)
+        splits = self._split_rows(sources)
+        names = [source.name for source in sources]
+        # Consecutive numbers for the persons; only equality matters.
+        unique, groups = np.unique([self._person(source) for source in sources], return_inverse=True)
+        records = SignalSplit(
+            signals=signals,
+            person=torch.from_numpy(np.stack([person_vector(source.age, source.sex) for source in sources])),
+            labels=torch.from_numpy(np.stack([self._label_encoder.row(source.codes) for source in sources])),
+            ids=record_ids(names),
+            length=self.length,
+            rate=self.rate,
+            window=self.crop,
+            seed=self.seed,
+            groups=None if len(unique) == len(sources) else torch.from_numpy(groups),
+            in_mv=self.scaling == "raw",
+            leads=self.leads,
+            names=names,
+        )
         if self.task != "regression":
             summary = "\n".join([summary, *splits.missing_classes(records.labels, self.classes)])
         if self.scaling == "raw":
-            summary = "\n".join([summary, *implausible_amplitudes(headers, signals, round(60 * self.rate))])
-        return _Loaded(records, splits, summary)
+            summary = "\n".join([summary, *implausible_amplitudes(sources, signals, round(60 * self.rate))])
+        return _Loaded(records, splits, summary, contents)
 
     @property
     def _folder_names(self) -> str:
@@ -279,15 +296,16 @@ class RecordingDataset(Data, ABC):
         rows: NDArray[np.int64] = getattr(self._loaded.splits, name)
         if not len(rows):
             raise DataError(
-                f"the {name} split has no record: {len(records.ids)} records are too few for these folds or shares, or "
+                f"the {name} split has no record: {len(records)} records are too few for these folds or shares, or "
                 "its share is 0"
             )
-        return records.split(
-            rows,
-            length=self.length,
-            rate=self.rate,
-            seed=self.seed,
-            in_mv=self.scaling == "raw",
-            leads=self.leads,
-            **options,
-        )
+        return records.select(rows, **options)
+
+
+def record_ids(names: Sequence[str]) -> Tensor:
+    """Return (records,) int64 ids. Each depends on the name alone, so adding or removing records does not change it."""
+    digests = [hashlib.blake2b(name.encode(), digest_size=8).digest() for name in names]
+    ids = [int.from_bytes(digest, "big") >> 1 for digest in digests]  # 63 bits, so that int64 is not negative
+    if len(set(ids)) < len(ids):
+        raise DataError("two record names have the same id; rename one of the records")
+    return torch.tensor(ids)

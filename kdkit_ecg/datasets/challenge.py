@@ -11,9 +11,9 @@ from kdkit.utils.validation import validate_choice
 from kdkit_ecg.datasets.base import Folder
 from kdkit_ecg.datasets.cross_validation import FOLDS, FoldedDataset
 from kdkit_ecg.datasets.exclusions import ExcludedRecords
-from kdkit_ecg.datasets.folds import Folds, neighbours_in_ptb
-from kdkit_ecg.datasets.scan import LabelEncoder, Selection, find_records
-from kdkit_ecg.labels import Year, scored_classes
+from kdkit_ecg.datasets.folds import Folds, neighbours_of_one_patient
+from kdkit_ecg.datasets.scan import Selection, find_records
+from kdkit_ecg.labels import LabelEncoder, Year, scored_classes
 from kdkit_ecg.records.source import RecordSource
 from kdkit_ecg.utils.tables import read_patient_table
 
@@ -51,21 +51,21 @@ class _Challenge(FoldedDataset):
     def _label_encoder(self) -> LabelEncoder:
         return scored_classes(self.year)
 
-    def _of_one_person(self, headers: Sequence[RecordSource]) -> list[Sequence[str]]:
-        return [*super()._of_one_person(headers), *neighbours_in_ptb(headers)]
+    def _of_one_person(self, sources: Sequence[RecordSource]) -> list[Sequence[str]]:
+        return [*super()._of_one_person(sources), *neighbours_of_one_patient(sources)]
 
     def _find(self) -> Selection:
         excluded = ExcludedRecords(self._folders)
         table = read_patient_table(self._folders)
-        headers = find_records(self._label_encoder, table, excluded, normalised_units=self.normalised_units)
+        sources = find_records(self._label_encoder, table, excluded, normalised_units=self.normalised_units)
         # A table without any of the records has wrong names, and patients would silently be split.
-        if self.grouping == "patient" and table and headers and not any(header.name in table for header in headers):
+        if self.grouping == "patient" and table and sources and not any(source.name in table for source in sources):
             raise DataError(
                 f"records.csv in {self._folder_names} lists {len(table)} records, the first one {next(iter(table))!r}, "
-                f"but none of the {len(headers)} records found, the first one {headers[0].name!r}; its column record "
+                f"but none of the {len(sources)} records found, the first one {sources[0].name!r}; its column record "
                 "must contain the names in the headers"
             )
-        return Selection(headers, excluded)
+        return Selection(sources, excluded)
 
 
 class Challenge2020(_Challenge):

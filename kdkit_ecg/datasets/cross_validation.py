@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,15 +23,6 @@ from kdkit_ecg.datasets.signals import duplicate_signals
 from kdkit_ecg.datasets.splits import Splits, require_shares, split_by_patient, splits_of_folds
 from kdkit_ecg.records.source import RecordSource
 from kdkit_ecg.utils.messages import first_names
-
-
-class FoldMember(NamedTuple):
-    """The database and patient of a record ("" if unknown), and the group whose records stay in one fold."""
-
-    database: str
-    patient: str
-    group: str
-
 
 Grouping = Literal["patient", "record"]
 
@@ -90,36 +81,41 @@ class FoldedDataset(RecordingDataset):
     def make_folds(self, keep: Folds | None = None) -> Folds:
         """Return `folds` folds of the usable records. Records in `keep` stay in their fold."""
         k = self.folds if isinstance(self.folds, int) else FOLDS
-        headers, excluded = self._usable
-        if not headers:
+        sources, excluded = self._usable
+        if not sources:
             raise DataError(f"no record in {self._folder_names} can be used:\n{excluded.summary(0)}")
-        members = self._fold_members()
-        groups = {member.group for member in members.values()}
-        if len(groups) < k and keep is None:
+        if keep and keep.k != k:
             raise DataError(
-                f"{len(groups)} patients in {self._folder_names} are too few for {k} folds; use fewer folds, or "
-                f"shares:\n{excluded.summary(len(headers))}"
+                f"the existing folds are {keep.k}, but {k} are requested; give k={keep.k} or folds={keep.k}"
             )
+        groups = {source.name: self._group(source) for source in sources}
+        if len(set(groups.values())) < k and keep is None:
+            raise DataError(
+                f"{len(set(groups.values()))} patients in {self._folder_names} are too few for {k} folds; use fewer "
+                f"folds, or shares:\n{excluded.summary(len(sources))}"
+            )
+        labels = np.stack([self._label_encoder.row(source.codes) for source in sources])  # (records, classes)
+        folds = stratified_folds(
+            self._fold_classes(labels),
+            list(groups.values()),
+            [source.database for source in sources],
+            k=k,
+            seed=self.seed,
+            fixed=keep.folds_of_groups(groups) if keep else None,
+        )
+        sizes = Counter(self._persons.values())
+        entries = dict(keep.entries) if keep else {}  # including records that were not found this time
+        for source, fold in zip(sources, folds.tolist(), strict=True):
+            person = self._persons[source.name]
+            # Records merged by a duplicate signal may share a person that is named after one of them.
+            is_unknown = person == f"record {source.name}" and sizes[person] == 1
+            entries[source.name] = FoldEntry(source.database, "" if is_unknown else person, fold)
         provenance = {"seed": str(self.seed), **self._provenance, "grouping": self.grouping}
-        labels = np.stack([self._label_encoder.row(header.codes) for header in headers])  # (records, classes)
-        return fold_records(members, self._fold_classes(labels), k=k, provenance=provenance, keep=keep)
+        return Folds(entries=entries, k=k, provenance=provenance)
 
     def _fold_classes(self, labels: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the classes to share equally among folds, (records, classes) of 0 and 1, from the labels."""
         return labels
-
-    def _fold_members(self) -> dict[str, FoldMember]:
-        """Return the database, patient and group of each usable record, by its name."""
-        sizes = Counter(self._persons.values())
-        members = {}
-        for header in self._usable.sources:
-            person = self._persons[header.name]
-            record_itself = f"record {header.name}"  # the person of a record without a known patient
-            # Records merged by a duplicate signal may share a person that is named after one of them.
-            patient = "" if person == record_itself and sizes[person] == 1 else person
-            group = person if self.grouping == "patient" else record_itself
-            members[header.name] = FoldMember(header.database, patient, group)
-        return members
 
     @abstractmethod
     def _find(self) -> Selection:
@@ -133,32 +129,32 @@ class FoldedDataset(RecordingDataset):
     @cached_property
     def _usable(self) -> Selection:
         """The usable records and the excluded ones. Patients that no table has are those of the folds file."""
-        headers, excluded = self._find()
+        sources, excluded = self._find()
         entries = self._given_folds.entries if self._given_folds else {}
-        for row, header in enumerate(headers):
-            if not header.patient and header.name in entries:
-                headers[row] = replace(header, patient=entries[header.name].patient)
-        return Selection(headers, excluded)
+        for row, source in enumerate(sources):
+            if not source.patient and source.name in entries:
+                sources[row] = replace(source, patient=entries[source.name].patient)
+        return Selection(sources, excluded)
 
     @cached_property
     def _selected(self) -> Selection:
-        headers, excluded_before = self._usable
+        sources, excluded_before = self._usable
         excluded = excluded_before.copy()
-        if self.shares is not None or not headers:
-            return Selection(headers, excluded)
+        if self.shares is not None or not sources:
+            return Selection(sources, excluded)
         entries = self._folds.entries
-        selected = [header for header in headers if header.name in entries]
+        selected = [source for source in sources if source.name in entries]
         if not selected:
             raise DataError(
                 f"none of the {len(entries)} records in the folds file, the first one {next(iter(entries))!r}, is "
-                f"among the {len(headers)} found in {self._folder_names}, the first one {headers[0].name!r}"
+                f"among the {len(sources)} found in {self._folder_names}, the first one {sources[0].name!r}"
             )
-        for header in headers:
-            if header.name not in entries:
-                excluded.add(ExclusionReason.NO_FOLD, header.path)
+        for source in sources:
+            if source.name not in entries:
+                excluded.add(ExclusionReason.NO_FOLD, source.path)
         # Folds from a file may divide patients; folds made here by patient never do.
         if self.grouping == "patient":
-            divided = divided_persons((self._persons[header.name], entries[header.name].fold) for header in selected)
+            divided = divided_persons((self._persons[source.name], entries[source.name].fold) for source in selected)
             if divided:
                 raise DataError(
                     f"{len(divided)} patients have records in several folds, {first_names(list(divided))}, so a "
@@ -191,65 +187,42 @@ class FoldedDataset(RecordingDataset):
     @cached_property
     def _persons(self) -> dict[str, str]:
         """The person of each usable record, by its name."""
-        headers = self._usable.sources
-        return assign_persons(headers, self._of_one_person(headers))
+        sources = self._usable.sources
+        return assign_persons(sources, self._of_one_person(sources))
 
-    def _of_one_person(self, headers: Sequence[RecordSource]) -> list[Sequence[str]]:
+    def _of_one_person(self, sources: Sequence[RecordSource]) -> list[Sequence[str]]:
         """Return lists of names of records that belong to one person, although no table says so."""
-        return [*duplicate_signals(headers)]
+        return [*duplicate_signals(sources)]
 
-    def _person(self, header: RecordSource) -> str:
-        return self._persons[header.name]
+    def _person(self, source: RecordSource) -> str:
+        return self._persons[source.name]
+
+    def _group(self, source: RecordSource) -> str:
+        """Return the group of a record, whose records stay in one split."""
+        return self._persons[source.name] if self.grouping == "patient" else f"record {source.name}"
 
     def _record_notices(self) -> list[str]:
         notices = [] if self.grouping == "record" else super()._record_notices()
         missing = [f"{line.strip()}; metrics are not those of all records" for line in self._missing_records()[:1]]
         return [*notices, *missing]
 
-    def _split_key(self, header: RecordSource) -> object:
+    def _split_key(self, source: RecordSource) -> object:
         if self.shares is None:
-            return self._folds.entries[header.name].fold
-        return header.patient if self.grouping == "patient" else ""
+            return self._folds.entries[source.name].fold
+        return source.patient if self.grouping == "patient" else ""
 
     def _missing_records(self) -> Sequence[str]:
         if self.shares is not None or not self._selected.sources:
             return ()
-        present = {header.name for header in self._selected.sources}
+        present = {source.name for source in self._selected.sources}
         missing = [record for record in self._folds.entries if record not in present]
         return [f"  {len(missing)} records of the folds file were not found: {first_names(missing)}"] if missing else []
 
-    def _split_rows(self, headers: Sequence[RecordSource]) -> Splits:
+    def _split_rows(self, sources: Sequence[RecordSource]) -> Splits:
         if self.shares is not None:
-            by_record = self.grouping == "record"
-            groups = [f"record {header.name}" if by_record else self._persons[header.name] for header in headers]
-            train, validation, test = split_by_patient(groups, self.seed, self.shares)
+            train, validation, test = split_by_patient(list(map(self._group, sources)), self.seed, self.shares)
             return Splits(train, test if self.validation_split == "test" else validation, test)
-        folds = [self._folds.entries[header.name].fold for header in headers]
-        next_fold = (self.fold + 1) % self._folds.k  # every fold is the validation fold for one test fold
-        return splits_of_folds(folds, test=self.fold, validation=next_fold, validation_split=self.validation_split)
-
-
-def fold_records(
-    members: Mapping[str, FoldMember],
-    labels: NDArray[np.floating[Any]],
-    *,
-    k: int,
-    provenance: Mapping[str, str],
-    keep: Folds | None,
-) -> Folds:
-    """Return k folds of the records, stratified by class and database, with each group in one fold.
-
-    labels: (records, classes) of 0 and 1. provenance: how the folds are made, with the key `seed`. keep: folds whose
-    records and patients stay in their fold; the result also contains its records that are not members.
-    Raises DataError if `keep` has a different number of folds, or one group in two of them.
-    """
-    if keep and keep.k != k:
-        raise DataError(f"the existing folds are {keep.k}, but {k} were requested; give k={keep.k}")
-    fixed = keep.folds_of_groups({record: member.group for record, member in members.items()}) if keep else {}
-    groups = [member.group for member in members.values()]
-    databases = [member.database for member in members.values()]
-    folds = stratified_folds(labels, groups, databases, k=k, seed=int(provenance["seed"]), fixed=fixed)
-    entries = dict(keep.entries) if keep else {}  # including records that were not found this time
-    for (record, member), fold in zip(members.items(), folds.tolist(), strict=True):
-        entries[record] = FoldEntry(member.database, member.patient, fold)
-    return Folds(entries=entries, k=k, provenance=provenance)
+        folds = [self._folds.entries[source.name].fold for source in sources]
+        # Every fold is the validation fold for one test fold.
+        validation_fold = self.fold if self.validation_split == "test" else (self.fold + 1) % self._folds.k
+        return splits_of_folds(folds, test=self.fold, validation=validation_fold)

@@ -11,10 +11,10 @@ from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kdkit import DataError, RecipeError
 from kdkit.errors import did_you_mean
+from kdkit_ecg.labels import Classes, LabelEncoder, Numbers
 from kdkit_ecg.person import Sex, parse_age, parse_sex
 from kdkit_ecg.utils.messages import shown
 from kdkit_ecg.utils.record_files import table_name
@@ -57,29 +57,6 @@ class LabelRow(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NamedClasses:
-    """Classes by name, as written in the labels of records. names: in the order of the label columns."""
-
-    names: tuple[str, ...]
-
-    def row(self, codes: Iterable[str]) -> NDArray[np.float32]:
-        """Return (classes,) float32 of 0 and 1. Labels that are not a class are ignored."""
-        present = set(codes)
-        return np.array([name in present for name in self.names], dtype=np.float32)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NamedNumbers:
-    """Numbers by name: those of a regression, or 0 and 1 of classes if some are unknown. names: of their columns."""
-
-    names: tuple[str, ...]
-
-    def row(self, codes: Iterable[str]) -> NDArray[np.float32]:
-        """Return (names,) float32 from their texts, in the order of the names; "nan" is unknown."""
-        return np.array([float(code) for code in codes], dtype=np.float32)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class LabelTable:
     """The rows of a table by record name, as in the table but without suffix, and the classes or numbers.
 
@@ -89,7 +66,7 @@ class LabelTable:
 
     path: Path
     rows: Mapping[str, LabelRow]
-    classes: NamedClasses | NamedNumbers
+    classes: LabelEncoder
     unread: Mapping[str, Sequence[str]]
     mixed: Mapping[str, Sequence[str]]
     person_labels: tuple[str, ...]
@@ -164,11 +141,12 @@ def read_label_table(
             f"{available[0]}; for regression, pass task='regression', classes=({roles['label']!r},)"
         )
     names_of, person_labels = tuple(classes or available), parser.person_labels()
+    columns_of, are_numbers = {name: column for column, name in enumerate(names_of)}, numbers or unknown is not None
     hidden = {roles[role] for role in person_labels}
     return LabelTable(
         path=path,
         rows=rows,
-        classes=NamedClasses(names=names_of) if not numbers and unknown is None else NamedNumbers(names=names_of),
+        classes=Numbers(names=names_of) if are_numbers else Classes(names=names_of, columns=columns_of),
         unread={column: list(texts) for column, texts in parser.unread.items() if column not in hidden},
         mixed=parser.mixed,
         person_labels=person_labels,

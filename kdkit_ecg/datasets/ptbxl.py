@@ -9,9 +9,10 @@ from kdkit.utils.validation import is_whole_number
 from kdkit_ecg.datasets.base import RecordingDataset
 from kdkit_ecg.datasets.exclusions import ExcludedRecords, ExclusionReason
 from kdkit_ecg.datasets.folds import divided_persons
-from kdkit_ecg.datasets.ptbxl_tables import DatabaseRow, Labels, Statements, read_database, read_statements
+from kdkit_ecg.datasets.ptbxl_tables import DatabaseRow, Labels, read_database, read_statements
 from kdkit_ecg.datasets.scan import Selection, is_usable
 from kdkit_ecg.datasets.splits import Splits, splits_of_folds
+from kdkit_ecg.labels import Classes
 from kdkit_ecg.records.header import read_header
 from kdkit_ecg.records.source import RecordSource
 from kdkit_ecg.utils.record_files import present_file
@@ -50,7 +51,7 @@ class PTBXL(RecordingDataset):
             raise RecipeError(f"PTB-XL is read from one folder, got {len(self._folders)}")
 
     @cached_property
-    def _label_encoder(self) -> Statements:
+    def _label_encoder(self) -> Classes:
         return read_statements(self._folders[0] / "scp_statements.csv", self.labels)
 
     @cached_property
@@ -66,7 +67,7 @@ class PTBXL(RecordingDataset):
             path = present_file(self._folders[0] / f"{row.file_100_hz if self.rate == 100 else row.file_500_hz}.hea")
             try:
                 # The headers contain neither person nor diagnoses; the table does.
-                header = replace(
+                source = replace(
                     read_header(path), name=name, patient=row.patient, age=row.age, sex=row.sex, codes=row.codes
                 )
             except DataError as error:
@@ -75,9 +76,9 @@ class PTBXL(RecordingDataset):
                 else:
                     excluded.add(ExclusionReason.NO_SIGNAL, path)
                 continue
-            if is_usable(header, excluded, encoder=self._label_encoder):
-                selected.append(header)
-        divided = divided_persons((header.patient, self._database[header.name].fold) for header in selected)
+            if is_usable(source, excluded, encoder=self._label_encoder):
+                selected.append(source)
+        divided = divided_persons((source.patient, self._database[source.name].fold) for source in selected)
         if divided:
             patient, folds = next(iter(divided.items()))
             raise DataError(
@@ -86,13 +87,14 @@ class PTBXL(RecordingDataset):
             )
         return Selection(selected, excluded)
 
-    def _person(self, header: RecordSource) -> str:
-        return header.patient or f"record {header.name}"
+    def _person(self, source: RecordSource) -> str:
+        return source.patient or f"record {source.name}"
 
-    def _split_key(self, header: RecordSource) -> object:
-        return self._database[header.name].fold
+    def _split_key(self, source: RecordSource) -> object:
+        return self._database[source.name].fold
 
-    def _split_rows(self, headers: Sequence[RecordSource]) -> Splits:
-        folds = [self._database[header.name].fold for header in headers]
+    def _split_rows(self, sources: Sequence[RecordSource]) -> Splits:
+        folds = [self._database[source.name].fold for source in sources]
         previous = FOLDS if self.fold == 1 else self.fold - 1  # strat_fold counts from 1
-        return splits_of_folds(folds, test=self.fold, validation=previous, validation_split=self.validation_split)
+        validation = self.fold if self.validation_split == "test" else previous
+        return splits_of_folds(folds, test=self.fold, validation=validation)

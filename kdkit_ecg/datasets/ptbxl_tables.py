@@ -2,15 +2,12 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, Self
 
-import numpy as np
-from numpy.typing import NDArray
-
 from kdkit import DataError
 from kdkit.errors import first_line
+from kdkit_ecg.labels import Classes
 from kdkit_ecg.person import Sex, parse_age
 from kdkit_ecg.utils.record_files import table_name
 from kdkit_ecg.utils.tables import parse_literal, patient_name, read_table
@@ -62,21 +59,8 @@ class DatabaseRow(NamedTuple):
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Statements:
-    """The classes made of SCP statements. names: in alphabetical order. class_of: statement -> class."""
-
-    names: tuple[str, ...]
-    class_of: Mapping[str, str]
-
-    def row(self, codes: Iterable[str]) -> NDArray[np.float32]:
-        """Return (classes,) float32 of 0 and 1. Statements without a class are ignored."""
-        classes = {self.class_of[code] for code in codes if code in self.class_of}
-        return np.array([name in classes for name in self.names], dtype=np.float32)
-
-
-def read_statements(path: Path, labels: Labels) -> Statements:
-    """Return the classes of one kind of label (Strodthoff et al. 2021, section II.B)."""
+def read_statements(path: Path, labels: Labels) -> Classes:
+    """Return the classes of one kind of label (Strodthoff et al. 2021, section II.B), in alphabetical order."""
     class_of: dict[str, str] = {}
     for row in _read_table(path, ("diagnostic", "form", "rhythm", "diagnostic_class", "diagnostic_subclass")):
         code = row[next(iter(row))]  # the first column has no name
@@ -88,7 +72,8 @@ def read_statements(path: Path, labels: Labels) -> Statements:
                 class_of[code] = name
     if not class_of:
         raise DataError(f"{path} has no statement of the kind {labels}")
-    return Statements(names=tuple(sorted(set(class_of.values()))), class_of=class_of)
+    names = tuple(sorted(set(class_of.values())))
+    return Classes(names=names, columns={code: names.index(name) for code, name in class_of.items()})
 
 
 def read_database(path: Path) -> dict[str, DatabaseRow]:

@@ -10,14 +10,16 @@ from pathlib import Path
 from kdkit import DataError
 from kdkit_ecg.datasets.exclusions import ExcludedRecords, ExclusionReason
 from kdkit_ecg.datasets.label_table import LabelRow
-from kdkit_ecg.records.array_files import HDF5_SUFFIXES, NUMPY_SUFFIX, ArrayFormat
-from kdkit_ecg.records.csv_file import CSV_SUFFIX
-from kdkit_ecg.records.numpy_archive import NPZ_SUFFIX
-from kdkit_ecg.records.open_file import NUMBERS_SUFFIXES, best_files, open_file
+from kdkit_ecg.records.array_files import ArrayFormat
+from kdkit_ecg.records.open_file import best_files, open_file
 from kdkit_ecg.records.source import RecordSource
-from kdkit_ecg.utils.record_files import find_record_files, without_suffix
-
-_STACKS = (NUMPY_SUFFIX, NPZ_SUFFIX, *HDF5_SUFFIXES)  # suffixes of files that may have several records
+from kdkit_ecg.utils.record_files import (
+    CSV_SUFFIX,
+    HDF5_SUFFIXES,
+    NUMBERS_SUFFIXES,
+    find_record_files,
+    without_suffix,
+)
 
 
 class RecordIndex:
@@ -85,12 +87,12 @@ class RecordIndex:
         named = set(used.values())
         lost = {record: row for record, row in rows.items() if record not in named}
         self.excluded.unread += [self._signals[name] for name in map(_composed, lost) if name in self._signals]
-        # An array that no row names may be a stack of records that rows name.
+        # An array that no row names may be a stack of records that rows name; a CSV file may be any table.
         for path in unused:
-            if path.suffix.lower() in _STACKS:
-                yield from self._find_in_stack(path, lost, required=not used)
-            elif path.suffix.lower() != CSV_SUFFIX:  # which may be any table
+            if path.suffix.lower() not in NUMBERS_SUFFIXES:
                 self.excluded.add(ExclusionReason.NO_ROW, path)
+            elif path.suffix.lower() != CSV_SUFFIX:
+                yield from self._find_in_stack(path, lost, required=not used)
 
     @property
     def names(self) -> list[str]:
@@ -128,7 +130,7 @@ class RecordIndex:
     ) -> Iterator[tuple[str, RecordSource]]:
         """Yield the records of a stack that rows name. required: raise the error that its format is not described."""
         arrays = self._formats.get(path)
-        if not rows or (arrays is None and path.suffix.lower() in (NUMPY_SUFFIX, NPZ_SUFFIX)):
+        if not rows or (arrays is None and path.suffix.lower() not in HDF5_SUFFIXES):
             return
         try:
             sources = open_file(path, arrays)

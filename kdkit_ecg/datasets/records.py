@@ -16,9 +16,10 @@ from kdkit.utils.validation import is_number
 from kdkit_ecg.augmentations.noise import require_electrodes
 from kdkit_ecg.datasets.cross_validation import FoldedDataset
 from kdkit_ecg.datasets.exclusions import ExcludedRecords, ExclusionReason
-from kdkit_ecg.datasets.label_table import LabelTable, NamedClasses, NamedNumbers, read_label_table
+from kdkit_ecg.datasets.label_table import LabelTable, read_label_table
 from kdkit_ecg.datasets.record_index import RecordIndex
 from kdkit_ecg.datasets.scan import Selection, is_usable
+from kdkit_ecg.labels import LabelEncoder
 from kdkit_ecg.leads import LEADS, require_distinct_leads, standard_names
 from kdkit_ecg.records.array_files import ArrayFormat
 from kdkit_ecg.records.source import RecordSource
@@ -126,7 +127,7 @@ class Records(FoldedDataset):
         return self.columns or {}
 
     @property
-    def _label_encoder(self) -> NamedClasses | NamedNumbers:
+    def _label_encoder(self) -> LabelEncoder:
         return self._table.classes
 
     @property

@@ -1,16 +1,14 @@
 """Find the records in folder trees, and select one usable record per name."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import NamedTuple
 
 from kdkit import DataError
 from kdkit_ecg.datasets.exclusions import ExcludedRecords, ExclusionReason
+from kdkit_ecg.labels import LabelEncoder
 from kdkit_ecg.leads import LEADS
 from kdkit_ecg.records.header import read_header
 from kdkit_ecg.records.preparation import SHORTEST
@@ -23,19 +21,6 @@ from kdkit_ecg.utils.tables import PatientTable
 
 # Folders that are not named after a database: the Challenges put a thousand records each into g1, g2 and so on.
 _NOT_A_DATABASE = re.compile(r"g\d+|training")
-
-
-class LabelEncoder(Protocol):
-    """The classes of a data set, and the labels of a record with some codes."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the classes, in the order of the label columns."""
-        ...
-
-    def row(self, codes: Iterable[str]) -> NDArray[np.float32]:
-        """Return (classes,) float32 of 0 and 1. Codes without a class are ignored."""
-        ...
 
 
 class Selection(NamedTuple):

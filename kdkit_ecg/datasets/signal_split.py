@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -85,6 +85,21 @@ class SignalSplit(Split):
             person = shares[:, None] * person + (1 - shares[:, None]) * self.person[partners]
             labels = shares[:, None] * labels + (1 - shares[:, None]) * self.labels[partners]
         return Batch(Ecg(windows, person), labels, self.ids[index], draw)
+
+    def select(self, rows: NDArray[np.int64], **options: Any) -> "SignalSplit":
+        """Return these records as a split with other options. The signals are shared, not copied."""
+        index, signals = torch.from_numpy(rows), self.signals
+        return replace(
+            self,
+            # Stored signals stay in their file; a list of them would read every signal.
+            signals=signals.select(rows) if isinstance(signals, StoredSignals) else [signals[row] for row in rows],
+            person=self.person[index],
+            labels=self.labels[index],
+            ids=self.ids[index],
+            groups=None if self.groups is None else self.groups[index],
+            names=self.report_names(index),
+            **options,
+        )
 
     def report_tensors(self, rows: Tensor) -> dict[str, Tensor]:
         """Return what a report shows of records: their signals (rows, 12, length) float16, rates, and units.

@@ -30,7 +30,7 @@ _REASONS = {
 
 
 def read_signals(
-    headers: Sequence[RecordSource], preparation: Preparation, excluded: ExcludedRecords, store: SignalStore | None
+    sources: Sequence[RecordSource], preparation: Preparation, excluded: ExcludedRecords, store: SignalStore | None
 ) -> tuple[list[RecordSource], Signals, list[bytes]]:
     """Return the records that can be prepared, their signals, and a hash of the samples in each record's files.
 
@@ -42,44 +42,44 @@ def read_signals(
     """
     contents: dict[bytes, None] = {}  # of the records that are used, in their order
 
-    def accept(header: RecordSource, content: bytes, fault: str) -> bool:
+    def accept(source: RecordSource, content: bytes, fault: str) -> bool:
         if not fault and content not in contents:
             contents[content] = None
             return True
         reason = _REASONS[fault] if fault else ExclusionReason.DUPLICATE
         # The other reasons explain themselves.
         unexplained = fault in ("signal", "rate") and reason not in excluded.causes
-        excluded.add(reason, header.path, cause=cause_of(header) if unexplained else None)
+        excluded.add(reason, source.path, cause=cause_of(source) if unexplained else None)
         return False
 
-    def cause_of(header: RecordSource) -> Exception | None:
+    def cause_of(source: RecordSource) -> Exception | None:
         # A store has only the kind of a fault, so the first record of each kind is read again.
         try:
-            preparation.transform(header.read())
+            preparation.transform(source.read())
         except Exception as error:  # any kind, for a damaged file
             return error
         return None
 
     if store is not None:
-        rows = store.prepare(headers).rows
-        results = zip(headers, rows["content"].tolist(), rows["fault"].tolist(), strict=True)
+        rows = store.prepare(sources).rows
+        results = zip(sources, rows["content"].tolist(), rows["fault"].tolist(), strict=True)
         accepted = [
-            row for row, (header, content, fault) in enumerate(results) if accept(header, content, FAULTS[fault])
+            row for row, (source, content, fault) in enumerate(results) if accept(source, content, FAULTS[fault])
         ]
-        used = [headers[row] for row in accepted]
-        file = SignalFile(store.folder.path, rows[accepted], [header.name for header in used])
+        used = [sources[row] for row in accepted]
+        file = SignalFile(store.folder.path, rows[accepted], [source.name for source in used])
         return used, StoredSignals(file), list(contents)
     used = []
     signals: list[NDArray[np.float32]] = []
-    for header in headers:
-        prepared = preparation.prepare(header)
-        if accept(header, prepared.content, prepared.fault or "") and prepared.signal is not None:
-            used.append(header)
+    for source in sources:
+        prepared = preparation.prepare(source)
+        if accept(source, prepared.content, prepared.fault or "") and prepared.signal is not None:
+            used.append(source)
             signals.append(prepared.signal)
     return used, signals, list(contents)
 
 
-def duplicate_signals(headers: Sequence[RecordSource]) -> list[list[str]]:
+def duplicate_signals(sources: Sequence[RecordSource]) -> list[list[str]]:
     """Return lists of two or more names of records with the same signal.
 
     Reads only WFDB records whose headers agree in rate, length, first samples and checksums, even if these are unknown.
@@ -87,27 +87,27 @@ def duplicate_signals(headers: Sequence[RecordSource]) -> list[list[str]]:
     disconnected electrodes, and with numbers that are too large are excluded too, and may be of several persons.
     """
     candidates: dict[object, list[RecordSource]] = defaultdict(list)
-    for header in [header for header in headers if header.checks]:
-        checks = sorted(zip(header.leads, header.checks, strict=True))  # in any order of the leads
-        candidates[header.rate, header.samples, tuple(checks)].append(header)
+    for source in [source for source in sources if source.checks]:
+        checks = sorted(zip(source.leads, source.checks, strict=True))  # in any order of the leads
+        candidates[source.rate, source.samples, tuple(checks)].append(source)
     names_by_content: dict[bytes, list[str]] = defaultdict(list)
-    for header in [header for group in candidates.values() if len(group) > 1 for header in group]:
+    for source in [source for group in candidates.values() if len(group) > 1 for source in group]:
         try:
-            signal = header.read().signal[: len(LEADS)]
+            signal = source.read().signal[: len(LEADS)]
         except (DataError, MemoryError):
             continue  # the record is excluded later, when its signal is read
         if np.isfinite(signal).all() and not flat_leads(signal).all():
-            names_by_content[content_hash(signal)].append(header.name)
+            names_by_content[content_hash(signal)].append(source.name)
     return [names for names in names_by_content.values() if len(names) > 1]
 
 
-def implausible_amplitudes(headers: Sequence[RecordSource], signals: Signals, stop: int) -> Iterator[str]:
+def implausible_amplitudes(sources: Sequence[RecordSource], signals: Signals, stop: int) -> Iterator[str]:
     """Yield a line about records whose numbers cannot be mV, among some of all. stop: the samples to read of each."""
-    rows = [row for row in range(0, len(headers), max(1, len(headers) // _EXAMINED)) if not headers[row].normalised]
+    rows = [row for row in range(0, len(sources), max(1, len(sources) // _EXAMINED)) if not sources[row].normalised]
     read = (
         signals.window if isinstance(signals, StoredSignals) else lambda row, start, stop: signals[row][:, start:stop]
     )
-    spans = {headers[row].name: float(np.median(np.ptp(read(row, 0, stop), axis=1))) for row in rows}
+    spans = {sources[row].name: float(np.median(np.ptp(read(row, 0, stop), axis=1))) for row in rows}
     lowest, highest = _AMPLITUDES
     wrong = [f"{name} ({span:.3g} mV)" for name, span in spans.items() if not lowest <= span <= highest]
     if wrong:

@@ -34,20 +34,11 @@ class Splits(NamedTuple):
                     yield f"  no positive in {name}: {', '.join(names)}"
 
 
-def splits_of_folds(folds: Sequence[int], *, test: int, validation: int, validation_split: ValidationSplit) -> Splits:
-    """Return the rows of fold number `test`, those of fold number `validation`, and all others for training.
-
-    validation_split: "separate", or "test" to validate on the test fold; the fold `validation` is then used for
-    training. Raises RecipeError if test and validation are the same fold although validation_split is "separate".
-    """
+def splits_of_folds(folds: Sequence[int], *, test: int, validation: int) -> Splits:
+    """Return the rows of the folds `test` and `validation`, which may be the same, and all others for training."""
     fold_of_row = np.asarray(folds)
-    test_rows = np.flatnonzero(fold_of_row == test)
-    if validation_split == "test":
-        return Splits(np.flatnonzero(fold_of_row != test), test_rows, test_rows)
-    if validation == test:
-        raise RecipeError(f"the validation fold must differ from the test fold, got {test} for both")
-    validation_rows = np.flatnonzero(fold_of_row == validation)
-    return Splits(np.flatnonzero((fold_of_row != test) & (fold_of_row != validation)), validation_rows, test_rows)
+    is_test, is_validation = fold_of_row == test, fold_of_row == validation
+    return Splits(*map(np.flatnonzero, (~(is_test | is_validation), is_validation, is_test)))
 
 
 def split_by_patient(patients: Sequence[str], seed: int, shares: Sequence[float]) -> Splits:

@@ -18,6 +18,7 @@ from kdkit_ecg.augmentations import check_augmentations
 from kdkit_ecg.datasets.signal_split import Augmentations, SignalSplit
 from kdkit_ecg.labels import scored_classes
 from kdkit_ecg.leads import LEADS
+from kdkit_ecg.person import person_vector
 from kdkit_ecg.records.description import describe_preparation
 from kdkit_ecg.records.filters import zscore
 from kdkit_ecg.records.preparation import Preparation, Scaling
@@ -101,7 +102,7 @@ class Synthetic(Data):
     def preparation(self) -> dict[str, Any]:
         """How a record becomes the inputs of a network, for exported networks; docs/export.md defines the steps."""
         preparation = Preparation(rate=self.simulator.rate, band=None, resampling="polyphase", scaling=self.scaling)
-        return describe_preparation(preparation, leads=LEADS, length=self.length, window="centre")
+        return describe_preparation(preparation, length=self.length, window="centre")
 
     @property
     def notices(self) -> tuple[str, ...]:
@@ -155,7 +156,7 @@ class Synthetic(Data):
         patients = [records[id][1] for id in ids]
         return SignalSplit(
             signals=[records[id][0] for id in ids],
-            person=torch.from_numpy(np.stack([patient.vector() for patient in patients])),
+            person=torch.from_numpy(np.stack([person_vector(patient.age, patient.sex) for patient in patients])),
             labels=torch.tensor([[float(label in patient.findings) for label in self.classes] for patient in patients]),
             ids=torch.tensor(ids),
             length=self.length,

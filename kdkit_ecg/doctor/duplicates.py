@@ -10,8 +10,8 @@ import numpy as np
 
 from kdkit import DataError
 from kdkit_ecg.doctor.findings import Reason, RecordReport
-from kdkit_ecg.doctor.lead_samples import LeadSamples
-from kdkit_ecg.doctor.signal_sketch import MIN_CORRELATION, correlation, near_pairs
+from kdkit_ecg.doctor.signal_sketch import MIN_CORRELATION, Floats, correlation, near_pairs
+from kdkit_ecg.doctor.waveform import read_signal
 from kdkit_ecg.records.open_file import open_file
 from kdkit_ecg.utils.tables import PatientTable, read_patient_table
 
@@ -48,16 +48,16 @@ def mark_duplicate_signals(records: Sequence[RecordReport]) -> None:
     # Pairs are sorted by their first record, so with a cache of two signals, that record is read once for all its
     # pairs.
     @lru_cache(maxsize=2)
-    def read(path: Path) -> LeadSamples:
+    def read(path: Path) -> Floats:
         (source,) = open_file(path)
-        return LeadSamples.read(source).ordered(np.argsort(source.leads))
+        return read_signal(source)[0][np.argsort(source.leads)]
 
     marked: set[str] = set()
     for first, second in sorted(near_pairs(ordered), key=lambda pair: [rank[record.path] for record in pair]):
         if second.path in marked:
             continue
         signals = read(first.header), read(second.header)
-        if np.array_equal(signals[0].in_mv(), signals[1].in_mv()):
+        if np.array_equal(signals[0].astype(np.float32), signals[1].astype(np.float32), equal_nan=True):
             second.add(Reason.DUPLICATE, first.path)
         elif correlation(*signals) >= MIN_CORRELATION:
             second.add(Reason.SCALED_DUPLICATE, first.path)

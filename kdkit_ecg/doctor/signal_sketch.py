@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdkit_ecg.doctor.findings import RecordReport
-from kdkit_ecg.doctor.lead_samples import LeadSamples
+from kdkit_ecg.records.filters import FLAT
 
 Floats = NDArray[np.float64]
 
@@ -17,7 +17,7 @@ MAX_DISTANCE = 0.5  # between the sketches of one signal, even if rounded to 1/1
 MIN_CORRELATION = 0.99  # of every lead, for two records to have the same signal
 
 
-def sketch_of(signal: LeadSamples, leads: Sequence[str]) -> NDArray[np.float32] | None:
+def sketch_of(signal: Floats, leads: Sequence[str]) -> NDArray[np.float32] | None:
     """Return some numbers that are similar only for equal signals: (leads, time) -> (leads * PROJECTIONS,).
 
     A random projection: each lead, scaled to mean 0 and standard deviation 1, is multiplied by sequences of random
@@ -33,13 +33,14 @@ def sketch_of(signal: LeadSamples, leads: Sequence[str]) -> NDArray[np.float32] 
     return sketch.ravel().astype(np.float32)
 
 
-def standardise(signal: LeadSamples) -> Floats:
+def standardise(signal: Floats) -> Floats:
     """Scale the valid samples of each lead to mean 0 and standard deviation 1. Flat leads, invalid samples become 0."""
-    samples, invalid = signal.samples, signal.invalid
+    invalid = np.isnan(signal)
     valid = np.maximum(1, (~invalid).sum(axis=1, keepdims=True))  # at least 1: a lead may have no valid sample
-    centred = np.where(invalid, 0, samples - np.where(invalid, 0, samples).sum(axis=1, keepdims=True) / valid)
+    centred = np.where(invalid, 0, signal - np.nansum(signal, axis=1, keepdims=True) / valid)
     deviation = np.sqrt((centred**2).sum(axis=1, keepdims=True) / valid)
-    scaled: Floats = centred / np.where(deviation > 0, deviation, 1)
+    flat = deviation < FLAT
+    scaled: Floats = np.where(flat, 0, centred) / np.where(flat, 1, deviation)
     return scaled
 
 
@@ -58,7 +59,7 @@ def near_pairs(records: Sequence[RecordReport]) -> Iterator[tuple[RecordReport, 
             yield group[first], group[second]
 
 
-def correlation(first: LeadSamples, second: LeadSamples) -> float:
+def correlation(first: Floats, second: Floats) -> float:
     """Return the smallest correlation of a lead in two signals with leads in the same order.
 
     A lead that is flat in both is skipped; if it is flat in one, its correlation is 0.

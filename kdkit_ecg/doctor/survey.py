@@ -10,10 +10,9 @@ from kdkit_ecg.doctor.duplicates import mark_duplicate_names, mark_duplicate_sig
 from kdkit_ecg.doctor.findings import Reason, RecordReport
 from kdkit_ecg.doctor.record import examine
 from kdkit_ecg.leads import LEADS
-from kdkit_ecg.records.csv_file import CSV_SUFFIX
-from kdkit_ecg.records.open_file import NUMBERS_SUFFIXES, best_files
+from kdkit_ecg.records.open_file import best_files
 from kdkit_ecg.utils.processes import run_in_processes
-from kdkit_ecg.utils.record_files import counted_kinds, find_record_files, kind_of
+from kdkit_ecg.utils.record_files import CSV_SUFFIX, NUMBERS_SUFFIXES, counted_kinds, find_record_files, kind_of
 
 MIN_RECORDS = 8  # up to this number, records are examined in this process
 

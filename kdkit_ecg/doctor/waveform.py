@@ -6,10 +6,9 @@ import numpy as np
 
 from kdkit import DataError
 from kdkit_ecg.doctor.findings import Reason, RecordReport
-from kdkit_ecg.doctor.lead_samples import LeadSamples, Samples
-from kdkit_ecg.doctor.signal_sketch import sketch_of
+from kdkit_ecg.doctor.signal_sketch import Floats, sketch_of
 from kdkit_ecg.records.source import RecordSource
-from kdkit_ecg.records.wfdb_record import Header, invalid_values, mismatched_leads
+from kdkit_ecg.records.wfdb_record import Header, invalid_values, mismatched_leads, read_steps
 
 GAINS = (20.0, 50_000.0)  # steps per mV: converters have a resolution between 50 uV and 20 nV
 FULL_SCALE = 0.9  # share of the range of its format that a lead spans if wfdb chose the gain to use all of it
@@ -32,20 +31,36 @@ def examine_signal(record: RecordReport, source: RecordSource, leads: Sequence[s
     for part in parts:
         mismatch = mismatch or _compare_sizes(record, part)
     try:
-        signal = LeadSamples.read(source)
+        signal, wrong = read_signal(source)
     except DataError as error:
         record.add(Reason.SHAPE if mismatch else Reason.SIGNAL, mismatch or str(error))
         return
     if mismatch:
         record.add(Reason.SHAPE, mismatch)
-    wrong = mismatched_leads(source, signal.samples) if isinstance(source, Header) else []
     if wrong:
         record.add(Reason.CHECKSUM, ", ".join(wrong))
-    if signal.invalid.any():
-        counts = zip(source.leads, signal.invalid.sum(axis=1).tolist(), strict=True)
+    invalid = np.isnan(signal)
+    if invalid.any():
+        counts = zip(source.leads, invalid.sum(axis=1).tolist(), strict=True)
         record.add(Reason.INVALID, ", ".join([f"{lead} {count}" for lead, count in counts if count]))
     record.sketch = sketch_of(signal, source.leads)
     _examine_leads(record, source, signal, leads)
+
+
+def read_signal(source: RecordSource) -> tuple[Floats, list[str]]:
+    """Return the signal in mV, (leads, time), NaN if invalid, and the leads whose samples do not match the header.
+
+    Raises DataError or OSError if it cannot be read.
+    """
+    wrong: list[str] = []
+    if isinstance(source, Header):
+        steps = read_steps(source)
+        signal, wrong = source.to_mv(steps), mismatched_leads(source, steps)
+    else:
+        signal = source.read_leads()
+    if (np.abs(signal) > np.finfo(np.float32).max).any():  # the loaders read float32
+        raise DataError(f"the signal of {source.path} has samples that are infinite, or too large for a number")
+    return signal, wrong
 
 
 def _compare_sizes(record: RecordReport, header: Header) -> str:
@@ -69,20 +84,20 @@ def _compare_sizes(record: RecordReport, header: Header) -> str:
     return ""
 
 
-def _examine_leads(record: RecordReport, source: RecordSource, signal: LeadSamples, leads: Sequence[str]) -> None:
+def _examine_leads(record: RecordReport, source: RecordSource, signal: Floats, leads: Sequence[str]) -> None:
     """Find leads that are flat, clipped, or implausibly large or small, and gains that no converter has."""
-    samples, invalid = signal.samples, signal.invalid
-    highest = np.where(invalid, np.iinfo(np.int64).min, samples).max(axis=1)
-    lowest = np.where(invalid, np.iinfo(np.int64).max, samples).min(axis=1)
+    invalid = np.isnan(signal)
+    highest = np.where(invalid, -np.inf, signal).max(axis=1)
+    lowest = np.where(invalid, np.inf, signal).min(axis=1)
     flat = highest <= lowest  # (leads,); also true for a lead without a valid sample
+    spans = np.where(flat, 0, highest - lowest)  # in mV
     if isinstance(source, Header) and not source.normalised:  # a gain per standard deviation has no plausible range
-        spans = np.where(flat, 0, highest - lowest)
         ranges = 2 * np.abs(invalid_values(source)[:, 0])  # (leads,): the invalid value is the lowest one of the format
         implausible = {
             gain
             for gain, span, steps in zip(source.gains, spans.tolist(), ranges.tolist(), strict=True)
             # If wfdb scaled a lead to all steps of the format, or if the lead is flat, its gain means nothing.
-            if not GAINS[0] <= abs(gain) <= GAINS[1] and 0 < span < FULL_SCALE * steps
+            if not GAINS[0] <= abs(gain) <= GAINS[1] and 0 < span * abs(gain) < FULL_SCALE * steps
         }
         if implausible:
             record.add(Reason.GAIN, f"{', '.join(f'{gain:g}' for gain in sorted(implausible))} steps per mV")
@@ -94,25 +109,23 @@ def _examine_leads(record: RecordReport, source: RecordSource, signal: LeadSampl
         record.add(Reason.FLAT, ", ".join([lead for lead, is_flat in zip(source.leads, flat, strict=True) if is_flat]))
     if source.normalised:  # amplitudes are not in mV
         return
-    gains = np.abs(signal.gains[:, 0])
     clipped = [
         name
         for lead, name in enumerate(source.leads)
-        if not flat[lead] and _is_clipped(samples[lead][~invalid[lead]], gains[lead], source.rate)
+        if not flat[lead] and _is_clipped(signal[lead][~invalid[lead]], source.rate)
     ]
     if clipped:
         record.add(Reason.CLIPPED, ", ".join(clipped))
-    with np.errstate(over="ignore"):  # infinite for a tiny gain
-        amplitude = float(np.median(((highest - lowest) / gains)[~flat]))
+    amplitude = float(np.median(spans[~flat]))
     if not AMPLITUDES[0] <= amplitude <= AMPLITUDES[1]:
         record.add(Reason.AMPLITUDE, f"{amplitude:.3g} mV between the lowest and the highest sample")
 
 
-def _is_clipped(lead: Samples, gain: float, rate: float) -> bool:
+def _is_clipped(lead: Floats, rate: float) -> bool:
     """Return whether the lead stays at its highest or lowest value for longer than any wave does."""
     median = np.median(lead)
     for extreme in (lead.max(), lead.min()):
-        if abs(extreme - median) < MIN_EXCURSION * gain:
+        if abs(extreme - median) < MIN_EXCURSION:
             continue
         # Starts and ends of the plateaus alternate among the changes of this 0/1 sequence.
         edges = np.flatnonzero(np.diff(np.concatenate(([0], (lead == extreme).astype(np.int8), [0]))))

@@ -11,10 +11,10 @@ from kdkit import DataError
 from kdkit.errors import did_you_mean
 from kdkit.utils.printable import printable
 from kdkit.utils.validation import is_device
+from kdkit_ecg.utils.record_files import UNFINISHED_SUFFIX
 
 LIST_FILE = "SHA256SUMS.txt"  # of PhysioNet
 RECORD_LIST = "MD5SUMS.txt"  # names and sums of a record, without the number of downloads, which its JSON has
-PART_SUFFIX = ".part"  # of an unfinished file
 OWN_PREFIX = ".kdkit-fetch"  # of the files that fetch creates for itself
 
 LISTS = (LIST_FILE, RECORD_LIST)  # fetch saves one of them in the folder of a release
@@ -53,7 +53,7 @@ class ReleaseFile:
     def part(self, folder: Path) -> Path:
         """Return the path of the file until it is complete and verified."""
         path = self.below(folder)
-        return path.with_name(path.name + PART_SUFFIX)
+        return path.with_name(path.name + UNFINISHED_SUFFIX)
 
 
 def parse_list(text: str, source: str) -> list[ReleaseFile]:
@@ -89,7 +89,7 @@ def require_safe(path: str, line: str) -> None:
         not part.rstrip(". ")
         or part != part.rstrip(". ")
         or part.casefold().startswith(OWN_PREFIX)
-        or part.casefold().endswith(PART_SUFFIX)
+        or part.casefold().endswith(UNFINISHED_SUFFIX)
         or is_device(part)
         for part in path.split("/")
     )

@@ -8,11 +8,13 @@ from kdkit import KdkitError
 from kdkit.errors import first_line
 from kdkit_ecg.leads import LEADS
 from kdkit_ecg.records.array_files import ArrayFormat, ArraySource
-from kdkit_ecg.records.csv_file import CSV_SUFFIX
-from kdkit_ecg.records.open_file import NUMBERS_SUFFIXES, SUFFIXES, best_files, open_file
+from kdkit_ecg.records.open_file import best_files, open_file
 from kdkit_ecg.records.source import RecordSource
 from kdkit_ecg.utils.record_files import (
+    CSV_SUFFIX,
     HEADER_SUFFIX,
+    NUMBERS_SUFFIXES,
+    RECORD_SUFFIXES,
     SIGNAL_SUFFIXES,
     UNREAD_FORMATS,
     find_record_files,
@@ -62,7 +64,7 @@ def _in_file(path: Path, arrays: ArrayFormat | None) -> Iterator[RecordSource | 
     file = path
     if path.suffix.lower() in SIGNAL_SUFFIXES:
         file = present_file(path.with_suffix(HEADER_SUFFIX))
-    elif kind_of(path) not in SUFFIXES:  # the name of a WFDB record, which may have a dot
+    elif kind_of(path) not in RECORD_SUFFIXES:  # the name of a WFDB record, which may have a dot
         file = present_file(path.with_name(path.name + HEADER_SUFFIX))
     if file.exists():
         yield from _opened(file, arrays)

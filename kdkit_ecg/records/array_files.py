@@ -17,13 +17,11 @@ from kdkit import DataError, RecipeError
 from kdkit.errors import did_you_mean, first_line
 from kdkit.utils.validation import is_number, validate_above_zero, validate_switches
 from kdkit_ecg.leads import standard_names
-from kdkit_ecg.records.csv_file import CSV_SUFFIX, open_csv, read_csv
-from kdkit_ecg.records.numpy_archive import NPZ_SUFFIX, archived_shapes, read_archived
+from kdkit_ecg.records.csv_file import open_csv, read_csv
+from kdkit_ecg.records.numpy_archive import archived_shapes, read_archived
 from kdkit_ecg.records.source import MAX_CHANNELS, UNITS, RecordSource
 from kdkit_ecg.utils.messages import shown
-from kdkit_ecg.utils.record_files import require_regular_file
-
-NUMPY_SUFFIX, HDF5_SUFFIXES = ".npy", (".hdf5", ".h5")
+from kdkit_ecg.utils.record_files import CSV_SUFFIX, HDF5_SUFFIXES, NPZ_SUFFIX, NUMPY_SUFFIX, require_regular_file
 
 MAX_RECORDS, MAX_ID_BYTES = 1_000_000, 256  # of a file, and of a name in it
 # Numbers in a record, and in a chunk of an HDF5 file, which is compressed as a whole: a small file may hold any number

@@ -5,6 +5,7 @@ np.loadtxt reads the numbers; here the leads are found in the first lines, and d
 
 import codecs
 import csv
+import io
 import re
 import warnings
 from collections.abc import Callable, Sequence
@@ -23,8 +24,6 @@ from kdkit_ecg.records.signal_lines import MAX_LINE
 from kdkit_ecg.records.source import UNITS, VOLTAGES
 from kdkit_ecg.utils.messages import shown
 from kdkit_ecg.utils.tables import is_missing
-
-CSV_SUFFIX = ".csv"
 
 _DELIMITERS = ";\t, "  # in this order: a line with a semicolon may have commas in its numbers or names
 
@@ -84,7 +83,8 @@ def open_csv(path: Path, expected: Sequence[str], unit: str) -> CsvTable:
         lines = [file.readline(MAX_LINE + 1) for _ in range(3)]
     if max(map(len, lines)) > MAX_LINE or not lines[0].strip():
         raise DataError(f"expected a first line of at most {MAX_LINE:,} characters with a column for each lead")
-    delimiter = next((delimiter for delimiter in _DELIMITERS if delimiter in lines[0].strip()), ",")
+    # A first cell without a name, as of the index of pandas, leaves only its delimiter.
+    delimiter = next((delimiter for delimiter in _DELIMITERS if delimiter in lines[0].strip(" \r\n")), ",")
     cells, *others = [
         [cell.strip().strip("'") for cell in row]  # rdsamp writes single quotes
         for line in lines
@@ -157,7 +157,7 @@ def read_csv(path: Path, expected: Sequence[str], unit: str, leads: Sequence[str
     # Without usecols, numpy refuses a line with a different number of columns.
     with warnings.catch_warnings(action="error"):  # numpy only warns about a table without numbers
         try:
-            values = np.loadtxt(path, **options)  # (time, columns)
+            values = np.loadtxt(_source(path, table), **options)  # (time, columns)
         except ValueError:
             # Several times slower: a Python function for each cell. The cells of other columns may be any text.
             converters: dict[int | str, Callable[[str], Any]] = dict.fromkeys(range(table.width), lambda text: 0.0)
@@ -170,7 +170,7 @@ def read_csv(path: Path, expected: Sequence[str], unit: str, leads: Sequence[str
                     (lambda text: _number_or_nan(text.replace(",", "."))) if has_commas_in_time else _number_or_nan
                 )
             try:
-                values = np.loadtxt(path, converters=converters, **options)
+                values = np.loadtxt(_source(path, table), converters=converters, **options)
             except ValueError as error:
                 if re.search("[0-9],[0-9]", str(error)) is None:
                     advice = "expected one line of names, at most one of units, and then numbers"
@@ -180,6 +180,13 @@ def read_csv(path: Path, expected: Sequence[str], unit: str, leads: Sequence[str
         raise DataError(f"expected {table.width} columns, as in its first line, got {values.shape[1]}")
     _require_rate(values, table, rate)
     return values[:, table.columns].T
+
+
+def _source(path: Path, table: CsvTable) -> Any:
+    """Return what numpy reads. In a table with one column, empty lines, which numpy skips, are invalid samples."""
+    if table.width > 1:
+        return path
+    return io.StringIO(re.sub(r"\n[ \t]*(?=\n)", "\nnan", path.read_text(encoding=table.encoding).rstrip()))
 
 
 def _require_rate(values: NDArray[Any], table: CsvTable, rate: float) -> None:

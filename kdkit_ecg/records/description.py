@@ -1,7 +1,7 @@
 """Describe the preparation of records as JSON values, which are part of exported networks, and read it again."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any, get_args
 
 from kdkit import DataError
@@ -14,14 +14,14 @@ VERSION = 2  # of the description; increase it if a program that follows it woul
 
 
 def describe_preparation(
-    preparation: Preparation, *, leads: Sequence[str], length: int, window: str, hidden: Collection[str] = ()
+    preparation: Preparation, *, length: int, window: str, hidden: Collection[str] = ()
 ) -> dict[str, Any]:
     """Return how a record becomes the inputs of a network: facts, and the steps in order.
 
-    leads: in the order of the channels. length: of the window, in samples; window: its position. hidden: "age" and
+    length: of the window, in samples; window: its position. hidden: "age" and
     "sex" if networks do not get them. docs/export.md defines every step.
     """
-    rate, band, scaling = preparation.rate, preparation.band, preparation.scaling
+    leads, rate, band, scaling = preparation.leads, preparation.rate, preparation.band, preparation.scaling
     steps: list[dict[str, Any]] = [
         {"step": "leads", "names": list(leads), "unit": "mV", "derive_limb_leads": True},
         {"step": "interpolate_invalid", "all_invalid": 0.0},
@@ -89,7 +89,6 @@ def read_description(description: Mapping[str, Any]) -> tuple[Preparation, int, 
         length, features = int(description["length"]), tuple(map(str, description["person"]["features"]))
         described = describe_preparation(
             preparation,
-            leads=preparation.leads,
             length=length,
             window=steps["window"]["position"],
             hidden=[role for role in ("age", "sex") if f"{role} known" not in features],

@@ -20,8 +20,6 @@ from kdkit_ecg.records.source import UNITS, VOLTAGES, RecordSource
 from kdkit_ecg.utils.messages import clipped
 from kdkit_ecg.utils.record_files import require_regular_file
 
-EDF_SUFFIX = ".edf"
-
 _ECG = re.compile("e[ck]g", re.IGNORECASE)
 # The signal types of EDF+ that labels begin with, such as "EEG Fpz-Cz", except that of an ECG.
 _NO_ECG = re.compile(r"(eeg|eog|erg|emg|meg|mcg|ep|temp|resp|sao2|light|sound|event)\b", re.IGNORECASE)

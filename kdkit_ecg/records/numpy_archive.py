@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdkit import DataError
+from kdkit_ecg.utils.record_files import NUMPY_SUFFIX
 
-NPZ_SUFFIX, ARRAY_SUFFIX = ".npz", ".npy"
 # Bytes at the start of an array. They state how many bytes numpy reads; compressed gigabytes may take few.
 _MAX_HEADER = 16_384
 # The header of a member in a ZIP file: its size, and the positions of the lengths of the name and of extra fields.
@@ -32,7 +32,7 @@ def archived_shapes(path: Path, leads: int, *, most: int) -> list[tuple[int, str
     shapes = []
     with zipfile.ZipFile(path) as archive:
         for position, member in enumerate(archive.infolist()):
-            if not member.filename.endswith(ARRAY_SUFFIX):
+            if not member.filename.endswith(NUMPY_SUFFIX):
                 continue
             with archive.open(member) as file:
                 start = io.BytesIO(file.read(_MAX_HEADER))
@@ -45,7 +45,7 @@ def archived_shapes(path: Path, leads: int, *, most: int) -> list[tuple[int, str
                 # All of it is read later, so it must not be larger than its shape needs.
                 if member.file_size != start.tell() + shape[0] * shape[1] * dtype.itemsize:
                     raise DataError(f"the array {member.filename} has a different size than its shape {shape} needs")
-                shapes.append((position, member.filename.removesuffix(ARRAY_SUFFIX), shape))
+                shapes.append((position, member.filename.removesuffix(NUMPY_SUFFIX), shape))
     if not shapes:
         raise DataError(f"expected an array of numbers with the axes time and {leads} leads; it has none")
     return shapes

@@ -5,29 +5,33 @@ from pathlib import Path
 from types import MappingProxyType
 
 from kdkit import DataError
-from kdkit_ecg.records.array_files import HDF5_SUFFIXES, NUMPY_SUFFIX, ArrayFormat, open_array_file
-from kdkit_ecg.records.csv_file import CSV_SUFFIX
+from kdkit_ecg.records.array_files import ArrayFormat, open_array_file
 from kdkit_ecg.records.dicom import open_dicom
-from kdkit_ecg.records.edf import EDF_SUFFIX, open_edf
+from kdkit_ecg.records.edf import open_edf
 from kdkit_ecg.records.header import read_header
-from kdkit_ecg.records.numpy_archive import NPZ_SUFFIX
 from kdkit_ecg.records.source import RecordSource
-from kdkit_ecg.records.xml_file import XML_SUFFIX, open_xml
-from kdkit_ecg.utils.record_files import DICOM_SUFFIX, HEADER_SUFFIX, kind_of, without_suffix
+from kdkit_ecg.records.xml_file import open_xml
+from kdkit_ecg.utils.record_files import (
+    DICOM_SUFFIX,
+    EDF_SUFFIX,
+    HEADER_SUFFIX,
+    NUMBERS_SUFFIXES,
+    RECORD_SUFFIXES,
+    XML_SUFFIX,
+    kind_of,
+    without_suffix,
+)
 
-# Files of one record that specify their leads, rate and unit, and files of numbers, which do not. Of files with one
-# name, such as A1.hea and A1.csv, the first kind in this list describes itself best.
+# Files of one record that specify their leads, rate and unit.
 _DESCRIBED: Mapping[str, Callable[[Path], RecordSource]] = MappingProxyType(
     {HEADER_SUFFIX: read_header, DICOM_SUFFIX: open_dicom, XML_SUFFIX: open_xml, EDF_SUFFIX: open_edf}
 )
-NUMBERS_SUFFIXES = (NUMPY_SUFFIX, NPZ_SUFFIX, CSV_SUFFIX, *HDF5_SUFFIXES)
-SUFFIXES = (*_DESCRIBED, *NUMBERS_SUFFIXES)
 
 
 def best_files(paths: Iterable[Path]) -> list[Path]:
     """Return one file per record, sorted by kind: the best described one of the files with its name."""
     by_record: dict[Path, Path] = {}
-    for path in sorted(paths, key=lambda path: SUFFIXES.index(kind_of(path))):
+    for path in sorted(paths, key=lambda path: RECORD_SUFFIXES.index(kind_of(path))):
         by_record.setdefault(without_suffix(path), path)
     return list(by_record.values())
 
@@ -41,7 +45,7 @@ def open_file(path: Path, arrays: ArrayFormat | None = None) -> Sequence[RecordS
     if suffix in _DESCRIBED:
         return [_DESCRIBED[suffix](path)]
     if suffix not in NUMBERS_SUFFIXES:
-        raise DataError(f"{path} is not a file of records; expected one of {', '.join(SUFFIXES)}")
+        raise DataError(f"{path} is not a file of records; expected one of {', '.join(RECORD_SUFFIXES)}")
     if arrays is None:
         raise DataError(
             f"{path} does not state its rate, unit and leads; pass them, as in arrays=ArrayFormat(rate=400, unit='mV', "

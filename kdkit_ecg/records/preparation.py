@@ -17,7 +17,7 @@ from kdkit_ecg.records.wfdb_record import ChecksumError
 
 Resampling = Literal["polyphase", "linear"]
 Scaling = Literal["zscore", "raw"]
-Fault = Literal["signal", "rate", "checksum", "flat"]
+Fault = Literal["signal", "rate", "checksum", "flat"]  # stores depend on the order
 
 VERSION = 6  # of the preparation; increase it if the same options give other samples (fingerprints and stores use it)
 SHORTEST = 0.05  # share of a window that a record should fill; otherwise a network sees little but padding

@@ -26,7 +26,7 @@ _OTHER_UNITS = frozenset(
 DEFAULT_GAIN = 200.0  # steps per mV: the default of the WFDB header specification if there is no gain
 
 MAX_LINE = 4_096  # characters of a line that is not a comment; those of the Challenges have about 60
-MAX_GAIN = 1e12  # steps per unit: more would leave nothing of a signal in float32
+MAX_GAIN = 1e12  # steps per mV: more would leave nothing of a signal in float32
 
 # File, format and layout of a channel; this is enough to skip it.
 _CHANNEL = re.compile(
@@ -171,10 +171,10 @@ def _parse_lead(line: str, details: re.Match[str] | None, position: int) -> _Lea
     # that there is no gain.
     if not gain and details["unit"]:
         raise DataError(f"a gain of 0 leaves the amplitude unknown; write steps per mV in {shown(line)}")
-    if abs(gain) > MAX_GAIN:
-        raise DataError(f"a gain of {gain:g} leaves no signal; write steps per mV in {shown(line)}")
     if unit not in UNITS:
         raise DataError(f"{shown(details['unit'])} is not a supported unit; expected mV, uV, nV, V or NU")
+    if abs(gain) > MAX_GAIN * UNITS[unit]:
+        raise DataError(f"a gain of {gain:g} leaves no signal; write steps per mV in {shown(line)}")
     return _Lead(
         position=position,
         name=details["name"],

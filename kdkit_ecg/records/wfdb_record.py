@@ -86,11 +86,6 @@ class Header(RecordSource):
         return tuple(gain / UNITS[unit] for gain, unit in zip(self.gains_per_unit, self.units, strict=True))
 
     @property
-    def formats(self) -> tuple[str, ...]:
-        """The number of the WFDB format of each lead."""
-        return tuple(self.channels[position].format for position in self.positions)
-
-    @property
     def signal_fields(self) -> tuple[tuple[str, object], ...]:
         """Name and value of every field that describes the signal, here and in the segments."""
         names = [field.name for field in fields(Header) if field.name not in _NOT_OF_SIGNAL]
@@ -119,6 +114,10 @@ class Header(RecordSource):
                 f"the samples of {self.path} do not match the first samples and checksums in it (leads "
                 f"{', '.join(mismatched)}); the signal file was converted, damaged or replaced, so fetch it again"
             )
+        return self.to_mv(steps)
+
+    def to_mv(self, steps: Steps) -> NDArray[np.float64]:
+        """Return converter steps, (leads, time), in mV, or in standard deviations if normalised; NaN if invalid."""
         gains, baselines = (np.array(values)[:, None] for values in (self.gains_per_unit, self.baselines))
         units = np.array([UNITS[unit] for unit in self.units])[:, None]  # normalised units have a factor of 1
         # A tiny gain silently gives samples that are not finite.
@@ -146,7 +145,7 @@ class Header(RecordSource):
 
 def invalid_values(header: Header) -> Steps:
     """Return (leads, 1): the value of an invalid sample of each lead."""
-    return np.array([[_INVALID.get(lead_format, _NEVER)] for lead_format in header.formats])
+    return np.array([[_INVALID.get(header.channels[position].format, _NEVER)] for position in header.positions])
 
 
 def read_steps(header: Header) -> Steps:
@@ -196,7 +195,7 @@ def mismatched_leads(header: Header, steps: Steps) -> list[str]:
 
 def _scale(header: Header) -> tuple[object, ...]:
     """Return everything that gives the steps of a signal their meaning."""
-    return header.gains, header.baselines, [_INVALID.get(lead_format, _NEVER) for lead_format in header.formats]
+    return header.gains, header.baselines, invalid_values(header).tolist()
 
 
 def _scaled(steps: Steps, part: Header, header: Header) -> Steps:

@@ -12,8 +12,6 @@ from kdkit_ecg.records.muse import parse_muse
 from kdkit_ecg.records.waveforms import EcgFile, WaveformSource, open_waveform
 from kdkit_ecg.utils.messages import shown
 
-XML_SUFFIX = ".xml"
-
 MAX_XML_BYTES = 1 << 28  # a day of three leads has about this number
 
 # Parsers, by the name of the outermost element.

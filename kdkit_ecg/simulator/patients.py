@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from kdkit_ecg.person import person_vector
+from kdkit_ecg.person import Sex
 from kdkit_ecg.simulator.randomness import RangeSampler
 
 Choices = Mapping[tuple[str, ...], float]
@@ -18,11 +17,7 @@ class Patient:
 
     findings: frozenset[str]
     age: float | None
-    female: bool | None
-
-    def vector(self) -> NDArray[np.float32]:
-        """Return the vector of age and sex, (5,) float32; see person_vector."""
-        return person_vector(self.age, None if self.female is None else "female" if self.female else "male")
+    sex: Sex | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,9 +103,9 @@ def sample_patient(sampler: RangeSampler) -> Patient:
             findings.update(choice)
     shift = sum((_OLDER | _YOUNGER).get(finding, 0) for finding in findings)
     age = float(np.clip(np.round(54 + shift + 15 * sampler.generator.standard_normal()), 18, 95))
-    female = sampler.chance(0.5 + sum(_FEMALE.get(finding, 0.0) for finding in findings))
+    is_female = sampler.chance(0.5 + sum(_FEMALE.get(finding, 0.0) for finding in findings))
     return Patient(
         findings=frozenset(findings),
         age=None if sampler.chance(0.05) else age,
-        female=None if sampler.chance(0.03) else female,
+        sex=None if sampler.chance(0.03) else "female" if is_female else "male",
     )

@@ -1,6 +1,5 @@
 """Simulate record number `id`: its patient, the findings, and a signal that shows them."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -61,11 +60,6 @@ class Simulator:
         signal = twelve_leads(clean + noise)
         return SimulatedRecord(signal=signal, clean=twelve_leads(clean), patient=patient, beats=beats)
 
-    def signals(self, ids: Sequence[int]) -> list[tuple[Array, Patient]]:
-        """Return the signals and patients of these records, the only data that other processes must send."""
-        # One record at a time: a record must not depend on those simulated before it.
-        return [(record.signal, record.patient) for record in map(self.record, ids)]
-
     def _sampler(self, id: int, stream: int) -> RangeSampler:
         return RangeSampler(np.random.default_rng(derive_seed(self.seed, id, stream)), self.difficulty)
 
@@ -80,7 +74,7 @@ class Chunk(NamedTuple):
 
 def simulate(chunk: Chunk) -> list[tuple[Array, Patient]]:
     """Return the signals and patients of a chunk, in a process that imports this module and not torch."""
-    return chunk.simulator.signals(chunk.ids)
+    return [(record.signal, record.patient) for record in map(chunk.simulator.record, chunk.ids)]
 
 
 def heart_with(findings: frozenset[str], sampler: RangeSampler) -> Heart:

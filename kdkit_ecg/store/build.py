@@ -31,7 +31,7 @@ def append_records(
     """Prepare these records and append them to a store, with a progress bar on a terminal. The store must be locked.
 
     A chunk that cannot be written completely because the disk is full is removed again.
-    missing: key -> header. Returns the rows of records that were not stored: their fault is transient, or their files
+    missing: key -> source. Returns the rows of records that were not stored: their fault is transient, or their files
     changed during the preparation, so that their key is different now.
     """
     if not missing:
@@ -69,8 +69,8 @@ def _prepare_in_chunks(
     missing: Mapping[bytes, RecordSource], preparation: Preparation, processes: int | None
 ) -> Iterator[tuple[Sequence[bytes], Sequence[PreparedSignal]]]:
     """Yield the keys and prepared signals of the records, a chunk at a time."""
-    headers, keys = list(missing.values()), {header: key for key, header in missing.items()}
-    chunks = [headers[start : start + CHUNK] for start in range(0, len(headers), CHUNK)]
+    sources, keys = list(missing.values()), {source: key for key, source in missing.items()}
+    chunks = [sources[start : start + CHUNK] for start in range(0, len(sources), CHUNK)]
     if processes is None:
         processes = min(usable_cores(), max(1, len(missing) // RECORDS_PER_PROCESS))
     jobs = min(processes, len(chunks))
@@ -78,7 +78,7 @@ def _prepare_in_chunks(
     prepare = preparation.prepare_all
     results = run_in_processes(prepare, chunks, jobs) if jobs > 1 else ((chunk, prepare(chunk)) for chunk in chunks)
     for chunk, prepared in results:
-        yield [keys[header] for header in chunk], prepared
+        yield [keys[source] for source in chunk], prepared
 
 
 def _append(signals: IO[bytes], index: IO[bytes], pieces: Sequence[bytes], rows: Sequence[bytes]) -> None:

@@ -3,18 +3,19 @@
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kdkit.utils.files import is_file, write
+from kdkit_ecg.records.preparation import Fault
 from kdkit_ecg.records.source import MAX_CHANNELS
 
 INDEX, SIGNALS, LOCK = "index.bin", "signals.f32", ".lock"
 
 SAMPLE_BYTES = 4  # of a float32
-FAULTS = ("", "signal", "rate", "checksum", "flat")  # a row has the position of its fault in this tuple
+FAULTS = ("", *get_args(Fault))  # a row has the position of its fault in this tuple
 
 # key: hash of the source files. content: hash of the leads before preparation, which finds duplicate signals. offset:
 # in bytes, into the file of signals. leads: their number. time: samples per lead. sum: CRC-32 of the signal. check:

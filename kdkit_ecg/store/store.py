@@ -57,7 +57,7 @@ class SignalStore:
         """The folder of the store."""
         return StoreFolder.locate(self.location, self.folders, self.preparation)
 
-    def prepare(self, headers: Sequence[RecordSource], *, verify: bool = False) -> StoredRows:
+    def prepare(self, sources: Sequence[RecordSource], *, verify: bool = False) -> StoredRows:
         """Return the index rows of these records. Records that the store lacks are prepared first.
 
         Only one process prepares at a time; others wait for it. If no record is missing, the store is neither locked
@@ -65,22 +65,22 @@ class SignalStore:
         Raises DataError if the folder cannot be written, or if the disk is too full.
         """
         try:
-            return self._find_or_prepare(headers, verify=verify)
+            return self._find_or_prepare(sources, verify=verify)
         except OSError as error:
             reason = getattr(error, "strerror", None) or error
             raise DataError(
                 f"prepared records cannot be stored in {self.folder.path}: {reason}; {_ALTERNATIVES}"
             ) from error
 
-    def _find_or_prepare(self, headers: Sequence[RecordSource], *, verify: bool) -> StoredRows:
-        keys = [self._key(header) for header in headers]
+    def _find_or_prepare(self, sources: Sequence[RecordSource], *, verify: bool) -> StoredRows:
+        keys = [self._key(source) for source in sources]
         rows, prepared = self._read_rows(), 0
         if verify or not set(keys) <= _row_by_key(rows).keys():
             with self._lock():
                 self._remove_invalid(verify=verify)
                 # Read again under the lock: another process may have prepared the records in the meantime.
                 stored = _row_by_key(self._read_rows())
-                missing = {key: header for key, header in zip(keys, headers, strict=True) if key not in stored}
+                missing = {key: source for key, source in zip(keys, sources, strict=True) if key not in stored}
                 not_stored = self._prepare_missing(missing)
             rows, prepared = np.concatenate([self._read_rows(), not_stored]), len(missing)
         row_by_key = _row_by_key(rows)
@@ -93,7 +93,7 @@ class SignalStore:
 
     def _prepare_missing(self, missing: dict[bytes, RecordSource]) -> Rows:
         """Prepare these records, and return the rows of those that were not stored."""
-        times = [self.preparation.expected_samples(header) for header in missing.values()]
+        times = [self.preparation.expected_samples(source) for source in missing.values()]
         needed = int(signal_bytes(len(self.preparation.leads), times).sum()) + len(missing) * ROW.itemsize
         free = free_space(self.folder.path)
         if needed > free:
@@ -115,23 +115,23 @@ class SignalStore:
             if damaged:
                 remove_rows(path, damaged)
 
-    def _key(self, header: RecordSource) -> bytes:
+    def _key(self, source: RecordSource) -> bytes:
         """Return a hash of the header and the state of the signal files, _UNREADABLE_KEY if they cannot be read.
 
         The hash covers the header as it was parsed and as it is on disk now, because the file may have been replaced
         since.
         """
-        roots = [number for number, folder in enumerate(self.folders) if header.path.is_relative_to(folder)]
-        root = self.folders[roots[0]] if roots else header.path.parent
+        roots = [number for number, folder in enumerate(self.folders) if source.path.is_relative_to(folder)]
+        root = self.folders[roots[0]] if roots else source.path.parent
         try:
-            states = [header.path.with_name(name).stat() for name in header.files]
-            header_bytes = header.description()
+            states = [source.path.with_name(name).stat() for name in source.files]
+            header_bytes = source.description()
         except (OSError, DataError):
             return _UNREADABLE_KEY
         # Size and time of change stand for the content of a signal file, which is too large to hash in every run.
-        files = [(name, state.st_size, state.st_mtime_ns) for name, state in zip(header.files, states, strict=True)]
-        name = header.path.relative_to(root).as_posix()
-        identity = (roots[:1], name, header.signal_fields, header_bytes, files)
+        files = [(name, state.st_size, state.st_mtime_ns) for name, state in zip(source.files, states, strict=True)]
+        name = source.path.relative_to(root).as_posix()
+        identity = (roots[:1], name, source.signal_fields, header_bytes, files)
         return hashlib.blake2b(repr(identity).encode(), digest_size=16).digest()
 
     @contextmanager

@@ -18,14 +18,19 @@ MAX_HEADER_BYTES = 1 << 20  # of a header; those of the Challenges have about a 
 MAX_SUFFIX = 5  # characters, with the dot, of a suffix that is searched for in any case
 
 HEADER_SUFFIX, SIGNAL_SUFFIXES, UNFINISHED_SUFFIX = ".hea", (".mat", ".dat"), ".part"
-DICOM_SUFFIX = ".dcm"
-OTHER_SUFFIXES = (DICOM_SUFFIX, ".xml", ".edf", ".npy", ".npz", ".csv", ".hdf5", ".h5")
+DICOM_SUFFIX, XML_SUFFIX, EDF_SUFFIX = ".dcm", ".xml", ".edf"
+NUMPY_SUFFIX, NPZ_SUFFIX, CSV_SUFFIX, HDF5_SUFFIXES = ".npy", ".npz", ".csv", (".hdf5", ".h5")
+# Files of numbers do not specify their leads, rate and unit.
+NUMBERS_SUFFIXES = (NUMPY_SUFFIX, NPZ_SUFFIX, CSV_SUFFIX, *HDF5_SUFFIXES)
+OTHER_SUFFIXES = (DICOM_SUFFIX, XML_SUFFIX, EDF_SUFFIX, *NUMBERS_SUFFIXES)
+# Of files with one name, such as A1.hea and A1.csv, the first kind in this list describes itself best.
+RECORD_SUFFIXES = (HEADER_SUFFIX, *OTHER_SUFFIXES)
 # Formats of ECGs that are not read, by suffix.
 UNREAD_FORMATS: Mapping[str, str] = MappingProxyType(
     {".scp": "SCP-ECG", ".ecg": "ISHNE", ".mwf": "MFER", ".bdf": "BDF", ".gdf": "GDF"}
 )
 
-_KNOWN_SUFFIXES = frozenset((HEADER_SUFFIX, *SIGNAL_SUFFIXES, *OTHER_SUFFIXES, UNFINISHED_SUFFIX))
+_KNOWN_SUFFIXES = frozenset((*RECORD_SUFFIXES, *SIGNAL_SUFFIXES, UNFINISHED_SUFFIX))
 _DICOM_MARK = slice(128, 132)  # the bytes DICM
 
 _PIECE = 1 << 16  # bytes of a header that are read at a time

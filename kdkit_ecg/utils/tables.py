@@ -3,8 +3,10 @@
 import ast
 import csv
 import io
+import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -114,10 +116,12 @@ def parse_table(text: str) -> Table:
 
 
 def parse_literal(text: str, column: str) -> Any:
-    """Return the value of a cell with a list, a set or a dict of Python. Raises ValueError for any other text."""
+    """Return the value of a cell with a list, a set or a dict of Python or JSON. Raises ValueError for other texts."""
     if len(text) > MAX_LITERAL:
         raise ValueError(f"expected {column} of at most {MAX_LITERAL:,} characters, got {len(text):,}")
     try:
+        with suppress(json.JSONDecodeError):
+            return json.loads(text)
         return ast.literal_eval(text)
     # The exceptions in its documentation; the last two are for a text that nests too deeply.
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:

@@ -29,7 +29,7 @@ PAPER = {"rate": 257.0, "band": None, "resampling": "linear", "scaling": "raw"}
 
 
 def described(options, length=4096, leads=LEADS):
-    return describe_preparation(Preparation(**options), leads=leads, length=length, window="centre")
+    return describe_preparation(Preparation(leads=leads, **options), length=length, window="centre")
 
 
 def window(signal, length):
@@ -72,7 +72,7 @@ def assert_prepared_alike(paths, options, length=4096, leads=LEADS):
 def test_an_age_that_is_an_output_of_the_network_is_no_input(tmp_path):
     path = write_matrix(tmp_path, "A1", np.random.default_rng(0).integers(-800, 800, (12, 600)))
     preparation = Preparation(**CHALLENGE)
-    description = describe_preparation(preparation, leads=LEADS, length=300, window="centre", hidden=["age"])
+    description = describe_preparation(preparation, length=300, window="centre", hidden=["age"])
     (result,) = values({"name": "prepare", "preparation": description, **record_of(path)})
     assert result["person"] == [0, 0, 0, 1, 1]
 

@@ -68,6 +68,17 @@ def test_a_record_of_exactly_one_class_has_the_probabilities_of_the_softmax(run,
     assert cells == [(test.classes[1], "no", "wrong", "75 %"), (test.classes[2], "yes", "wrong", "1 %")]
 
 
+def test_an_unknown_label_is_neither_right_nor_wrong(run, tmp_path):
+    [read] = write_report([run], tmp_path / "report.html").runs
+    test = read.reports[NAME].test
+    labels, outputs = np.zeros_like(test.labels), np.full_like(test.outputs, -5.0)
+    labels[:, 1], outputs[:, 1] = np.nan, 5.0
+    unknown = replace(read.reports[NAME], test=replace(test, labels=labels, outputs=outputs))
+    html = str(class_table(replace(read, reports={NAME: unknown}), int(test.ids[0])))
+    cells = re.findall(r'"row">(.*?)</th><td>(\w+)</td><td class="(.*?)">(.*?)</td>', html)
+    assert cells == [(test.classes[1], "unknown", "number ", "99 %")]
+
+
 def test_a_network_without_some_classes_has_its_probabilities_at_the_names_of_the_others(run, tmp_path):
     [read] = write_report([run], tmp_path / "report.html").runs
     test = read.reports[NAME].test

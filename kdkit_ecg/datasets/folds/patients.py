@@ -7,40 +7,41 @@ from itertools import pairwise
 
 from kdkit_ecg.records.source import RecordSource
 
-# The index of the PTB Diagnostic database lists its records patient by patient, at most seven of each. The Challenge
-# numbers them in this order without naming the patients.
-_PTB_NAME = re.compile(r"S(\d{4})")
-_PTB_RECORDS_PER_PATIENT = 7
+# The PTB Diagnostic database lists its records patient by patient, at most seven of each, and the St Petersburg INCART
+# database the 75 parts of the Holter records of 32 patients. The Challenge numbers them in this order, S0001 and I0001
+# being the first, without naming the patients.
+_NAME = re.compile(r"([SI])(\d{4})")
+_RECORDS_PER_PATIENT = 7
 
 
-def assign_persons(headers: Sequence[RecordSource], same_person: Iterable[Sequence[str]] = ()) -> dict[str, str]:
+def assign_persons(sources: Sequence[RecordSource], same_person: Iterable[Sequence[str]] = ()) -> dict[str, str]:
     """Return a person for every record, by the name of the record.
 
     A record of an unknown patient counts as a separate person, "record NAME".
     same_person: lists of names of records that belong to one person, whoever their patients are.
     """
     persons = _MergedNames()
-    for header in headers:
-        persons.merge(f"record {header.name}", header.patient or f"record {header.name}")
+    for source in sources:
+        persons.merge(f"record {source.name}", source.patient or f"record {source.name}")
     for first, *others in same_person:
         for name in others:
             persons.merge(f"record {first}", f"record {name}")
-    return {header.name: persons.representative(f"record {header.name}") for header in headers}
+    return {source.name: persons.representative(f"record {source.name}") for source in sources}
 
 
-def neighbours_in_ptb(headers: Sequence[RecordSource]) -> Iterator[tuple[str, str]]:
-    """Yield pairs of names of records that may be of one patient: neighbours in PTB with the same age and sex.
+def neighbours_of_one_patient(sources: Sequence[RecordSource]) -> Iterator[tuple[str, str]]:
+    """Yield pairs of names of records that may be of one patient: neighbours in PTB or INCART of the same age and sex.
 
     Two patients in one fold are harmless, but one patient in two folds invalidates the test.
     """
-    ptb_records: dict[tuple[float, str], list[tuple[int, str]]] = defaultdict(list)  # by age and sex
-    for header in headers:
-        match = _PTB_NAME.fullmatch(header.name)
-        if match and header.age is not None and header.sex:
-            ptb_records[header.age, header.sex].append((int(match[1]), header.name))
-    for numbered_names in ptb_records.values():
+    records: dict[tuple[str, float, str], list[tuple[int, str]]] = defaultdict(list)  # by database, age and sex
+    for source in sources:
+        match = _NAME.fullmatch(source.name)
+        if match and source.age is not None and source.sex:
+            records[match[1], source.age, source.sex].append((int(match[2]), source.name))
+    for numbered_names in records.values():
         for (number, name), (next_number, next_name) in pairwise(sorted(numbered_names)):
-            if next_number - number < _PTB_RECORDS_PER_PATIENT:
+            if next_number - number < _RECORDS_PER_PATIENT:
                 yield name, next_name
 
 

@@ -19,6 +19,7 @@ from kdkit_ecg import Challenge2020, Challenge2021
 from kdkit_ecg.doctor import survey
 from kdkit_ecg.doctor.findings import Reason
 from kdkit_ecg.doctor.record import examine
+from kdkit_ecg.doctor.signal_sketch import sketch_of
 from kdkit_ecg.leads import LEADS
 from kdkit_ecg.predict.search import Refusal, find_records
 from kdkit_ecg.records.header import read_header
@@ -280,6 +281,10 @@ def test_a_duplicate_signal_with_invalid_samples_is_found(tmp_path):
     write(tmp_path, "A1", samples)
     write(tmp_path, "A2", np.where(samples == -(1 << 15), samples, 2 * samples), gain="3000/mV")
     assert Reason.SCALED_DUPLICATE in [finding.reason for finding in examine_all(tmp_path)[1].findings]
+
+
+def test_flat_leads_have_nothing_to_compare_whatever_their_offset():
+    assert sketch_of(np.full((3, 999), 0.1), ("I", "II", "V1")) is None
 
 
 def test_different_signals_are_not_duplicates(tmp_path):

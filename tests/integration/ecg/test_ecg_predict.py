@@ -200,7 +200,9 @@ def test_processes_refuse_a_file_that_was_replaced_while_it_was_in_use(tmp_path,
 def test_no_record_or_network_is_replaced_by_predictions(tmp_path, folder, model, capsys):
     (tmp_path / "table.csv").write_text("I,II\n1,2\n")
     (tmp_path / "IM0001").write_bytes(bytes(128) + b"DICM")
-    for path in (folder / "data" / "day1" / "ecg1.dat", model, tmp_path / "table.csv", tmp_path / "IM0001"):
+    (tmp_path / "a.scp").write_bytes(b"SCP-ECG, which is not read")
+    own = [tmp_path / name for name in ("table.csv", "IM0001", "a.scp")]
+    for path in (folder / "data" / "day1" / "ecg1.dat", model, *own):
         before = path.read_bytes()
         assert call(["predict", str(model), str(tmp_path / "table.csv"), "--rate", "100", "--out", str(path)]) == 2
         assert "has the name of a record or of a network" in capsys.readouterr().err

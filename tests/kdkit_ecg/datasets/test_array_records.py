@@ -261,8 +261,7 @@ def test_a_record_that_is_excluded_takes_no_part_in_duplicates_and_digests(tmp_p
     write_table(tmp_path, ("r0", "a", ""), ("r2", "a", ""), ("r4", "b", ""))
     for store in (None, tmp_path / "store"):
         data = Records(tmp_path, shares=(1.0, 0.0, 0.0), store=store, leads=EIGHT, band=(0.5, 47.0))
-        records = data._loaded[0]
-        assert (records.names, len(records.contents)) == (["r2", "r4"], 2)
+        assert (data._loaded.records.names, len(data._loaded.contents)) == (["r2", "r4"], 2)
         assert "1 excluded, a rate that the band-pass or the resampling cannot handle: r0" in data.summary
 
 
@@ -326,6 +325,19 @@ def test_a_csv_may_have_columns_of_other_quantities_a_line_of_units_and_empty_ce
     [source] = open_file(tmp_path / "a.csv", ArrayFormat(rate=100, unit="mV"))
     assert source.leads == ("I", "V1")
     assert source.read().signal.tolist() == [[1, 2, 3], [4, 5, 6]]
+
+
+@pytest.mark.parametrize("text", ["I\n1\n\n\n4\n5\n\n", "1\n \n\n4\n5"])
+def test_an_empty_line_of_a_csv_of_one_column_is_an_invalid_sample(tmp_path, text):
+    (tmp_path / "a.csv").write_text(text)
+    [source] = open_file(tmp_path / "a.csv", ArrayFormat(rate=100, unit="mV", leads=("I",)))
+    assert source.read().signal.tolist() == [[1, 2, 3, 4, 5]]
+
+
+def test_the_index_of_pandas_next_to_one_lead_may_be_divided_by_a_tab(tmp_path):
+    (tmp_path / "a.csv").write_text("\tI\n0\t1.5\n1\t2\n")
+    [source] = open_file(tmp_path / "a.csv", ArrayFormat(rate=100, unit="mV"))
+    assert source.read().signal.tolist() == [[1.5, 2]]
 
 
 @pytest.mark.parametrize("stored", [False, True])

@@ -9,7 +9,7 @@ import torch
 from kdkit import DataError, RecipeError
 from kdkit_ecg.datasets import Challenge2020, Challenge2021, base, make_folds
 from kdkit_ecg.datasets import challenge as module
-from kdkit_ecg.datasets.samples import record_ids
+from kdkit_ecg.datasets.base import record_ids
 from kdkit_ecg.leads import LEADS
 from tests.helpers.wfdb_files import write_matrix, write_signals
 

@@ -8,8 +8,8 @@ import pytest
 
 from kdkit import DataError, RecipeError
 from kdkit_ecg.datasets import Challenge2020, make_folds
+from kdkit_ecg.datasets.base import record_ids
 from kdkit_ecg.datasets.folds import Folds
-from kdkit_ecg.datasets.samples import record_ids
 from kdkit_ecg.datasets.signals import duplicate_signals
 from kdkit_ecg.records.header import read_header
 from tests.helpers.wfdb_files import write_record

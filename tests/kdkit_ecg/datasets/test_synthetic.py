@@ -103,8 +103,8 @@ def test_several_processes_make_the_same_records_in_the_same_order(scaling, monk
 
 def test_only_the_splits_that_are_used_are_simulated(monkeypatch):
     simulated = []
-    signals = Simulator.signals
-    monkeypatch.setattr(Simulator, "signals", lambda self, ids: simulated.extend(ids) or signals(self, ids))
+    record = Simulator.record
+    monkeypatch.setattr(Simulator, "record", lambda self, id: simulated.append(id) or record(self, id))
     data = Synthetic(**SMALL)
     assert simulated == []
     _ = data.test

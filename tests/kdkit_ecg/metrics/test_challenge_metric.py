@@ -12,13 +12,13 @@ NORMAL_COLUMN = CLASSES.codes.index(NORMAL)
 
 
 def one_hot(columns):
-    return np.eye(len(CLASSES))[columns]
+    return np.eye(len(CLASSES.names))[columns]
 
 
 def predictions(seed=0, records=400, shift=-1.5):
     """Return outputs that are correlated with the labels; shift: added to all logits."""
     rng = np.random.default_rng(seed)
-    labels = rng.random((records, len(CLASSES))) < np.linspace(0.02, 0.3, len(CLASSES))
+    labels = rng.random((records, len(CLASSES.names))) < np.linspace(0.02, 0.3, len(CLASSES.names))
     outputs = shift + 2 * labels + rng.normal(0, 1, labels.shape)
     return Predictions(labels=labels.astype(float), outputs=outputs, classes=CLASSES.names)
 
@@ -53,7 +53,7 @@ def test_fitting_raises_the_metric_and_returns_a_copy():
     metric = ChallengeMetric(2020)
     fitted = metric.fit(predictions())
     assert metric.thresholds == ()
-    assert len(fitted.thresholds) == len(CLASSES)
+    assert len(fitted.thresholds) == len(CLASSES.names)
     assert fitted.compute(predictions()).value > metric.compute(predictions()).value + 0.02
     assert fitted.compute(predictions(seed=1)).value > metric.compute(predictions(seed=1)).value
 
@@ -61,7 +61,7 @@ def test_fitting_raises_the_metric_and_returns_a_copy():
 def test_no_change_of_a_single_threshold_gains_much():
     fitted = ChallengeMetric(2020).fit(predictions())
     best = fitted.compute(predictions()).value
-    for column in range(0, len(CLASSES), 5):
+    for column in range(0, len(CLASSES.names), 5):
         for probability in np.linspace(0.05, 0.95, 10):
             changed = list(fitted.thresholds)
             changed[column] = float(np.log(probability / (1 - probability)))

@@ -73,7 +73,7 @@ def test_a_program_that_follows_the_steps_computes_what_the_data_set_does(second
     batch = split.batch(torch.tensor([0]), 0)
     view = Leads(("II", "V2", "aVR"))
     (expected, _), _ = view(batch)
-    description = view.describe(describe_preparation(preparation, leads=LEADS, length=1500, window="centre"))
+    description = view.describe(describe_preparation(preparation, length=1500, window="centre"))
     assert description["leads"] == ["II", "V2", "aVR"]
     followed = follow(description, dict(zip(LEADS, signal.astype(np.float64), strict=True)), 500)
     np.testing.assert_allclose(followed, expected[0].numpy(), atol=1e-5)

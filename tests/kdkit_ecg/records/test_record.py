@@ -74,6 +74,12 @@ def test_microvolts_nanovolts_and_volts_become_millivolts(tmp_path, units, per_m
     assert read_header(path).gains == pytest.approx((1000.0,) * 12)
 
 
+def test_a_gain_that_wfdb_chose_for_volts_in_32_bits_is_read(tmp_path):
+    options = {"units": ["V"] * 12, "sig_name": list(LEADS), "fmt": ["32"] * 12, "write_dir": str(tmp_path)}
+    wfdb.wrsamp("R1", fs=500, p_signal=wave(LEADS) / 1000, **options)  # some 1e12 steps per V
+    assert np.allclose(read_header(tmp_path / "R1.hea").read().signal, wave(LEADS).T)
+
+
 def test_a_micro_sign_in_any_encoding_means_microvolts(tmp_path):
     path = write_with_wfdb(tmp_path, signal=wave(LEADS) * 1000, units="uV")
     text = path.read_text(encoding="ascii").replace("/uV", "/\u00b5V")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kdkit_ecg.labels import scored_classes
-from kdkit_ecg.simulator.patients import Patient, sample_patient
+from kdkit_ecg.simulator.patients import sample_patient
 from kdkit_ecg.simulator.randomness import RangeSampler
 
 RHYTHMS = {"NSR", "SB", "STach", "SA", "AF", "AFL", "Brady", "PR"}
@@ -48,11 +48,4 @@ def test_findings_depend_on_age(patients):
 
 def test_some_ages_and_sexes_are_unknown(patients):
     assert 0.02 < np.mean([patient.age is None for patient in patients]) < 0.1
-    assert 0.01 < np.mean([patient.female is None for patient in patients]) < 0.06
-
-
-def test_the_vector_of_an_unknown_age_or_sex_is_zero():
-    none = frozenset[str]()
-    assert Patient(findings=none, age=None, female=None).vector().tolist() == [0, 0, 0, 0, 0]
-    assert Patient(findings=none, age=50, female=True).vector().tolist() == [0.5, 1, 1, 0, 1]
-    assert Patient(findings=none, age=50, female=False).vector().tolist() == [0.5, 1, 0, 1, 1]
+    assert 0.01 < np.mean([patient.sex is None for patient in patients]) < 0.06
