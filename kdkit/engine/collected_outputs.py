@@ -40,11 +40,12 @@ class SampleOutputs:
         if self.columns is not None:
             self.classes = tuple(self.classes[index] for index in self.columns[1])
 
-    def add(self, outputs: Tensor, batch: Batch) -> None:
-        """Keep what metrics need of a batch."""
+    def add(self, outputs: Tensor, batch: Batch, reduced: Mapping[str, Tensor]) -> None:
+        """Keep what metrics need of a batch. reduced: what metrics that run the network keep, by their names."""
         if self.task != "regression":
             outputs = _without_masks(outputs)
         tensors = self.rows(outputs, batch.labels)
+        tensors |= {REDUCED + name: values for name, values in reduced.items()}
         if batch.ids is not None:
             tensors["ids"] = batch.ids
         for name, values in tensors.items():

@@ -21,7 +21,7 @@ from kdkit.engine.collected_outputs import PositionDecisions, Rows, SampleOutput
 from kdkit.engine.failures.not_finite import ADVICE, cause_in_inputs
 from kdkit.engine.storage.predictions import REDUCED
 from kdkit.errors import DataError, KdkitError
-from kdkit.metrics.base import Metric, MetricResult, Predictions, takes_any_outputs
+from kdkit.metrics.base import Metric, MetricResult, Predictions, reduced_by_network, takes_any_outputs
 from kdkit.metrics.bootstrap import without_interval
 from kdkit.metrics.paired import SplitPredictions
 from kdkit.nets.net import Net
@@ -87,7 +87,8 @@ class Predictor:
                 batch = batch.to(self.device)  # only batches of a user-defined DataLoader are not there yet
                 with autocast(self.precision, self.device):
                     outputs = net.through(network, batch)
-                kept.add(outputs, batch)
+                    reduced = reduced_by_network(self.metrics, network, batch)
+                kept.add(outputs, batch, reduced)
         if not kept.collected:
             if isinstance(split, LoaderSplit):
                 raise no_batch(split_name(self.data, split) or "evaluated")

@@ -3,6 +3,7 @@
 from kdkit.metrics.base import (
     Metric,
     MetricResult,
+    NetworkReducing,
     PositionReducing,
     Predictions,
     is_better,
@@ -47,6 +48,7 @@ __all__ = [
     "MicroF1",
     "MinimumSensitivity",
     "NearestNeighbours",
+    "NetworkReducing",
     "Pearson",
     "Perplexity",
     "PositionReducing",

@@ -1,7 +1,7 @@
 """The interface of a metric: thresholds are fitted on one split, and the metric is computed on another."""
 
 import math
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, Self, runtime_checkable
 
@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kdkit.errors import DataError
+from kdkit.data.batch import Batch
+from kdkit.errors import DataError, KdkitError, describe
 from kdkit.utils.reprs import describe_array, describe_count, describe_names
 
 Floats = NDArray[np.float64]
@@ -31,7 +32,8 @@ class Predictions:
     per_position: whether labels and outputs are decisions per pixel or token, because logits would take too much
     memory: (samples, *positions) class indices, or (samples, classes, *positions) of 0 and 1 with bool outputs. The
     label is -1 at positions without a label, and in the padding of samples of different sizes.
-    reduced: by metric name, (samples, ...), what the metric's `reduce_positions` kept of the logits per position.
+    reduced: by metric name, (samples, ...), what the metric's `reduce_positions` kept of the logits per position, or
+    its `reduce_network` of what the network did.
     Raises DataError if they are not arrays, if their lengths differ, or if labels or outputs are not numbers.
     """
 
@@ -153,6 +155,19 @@ class PositionReducing(Protocol):
         ...
 
 
+@runtime_checkable
+class NetworkReducing(Protocol):
+    """A metric that runs the network itself, such as on texts that the network generates."""
+
+    def reduce_network(self, network: Any, batch: Batch) -> Tensor:
+        """Return what the metric needs of each sample, (batch, ...), for `Predictions.reduced[metric.name]`.
+
+        network: the module that is evaluated, in eval mode and without gradients: of a student, its average or its
+        baseline, or of a teacher. batch: on its device; labels have the `ignore_index` at positions without a label.
+        """
+        ...
+
+
 class WithoutThresholds:
     """Base class of metrics that have nothing to fit."""
 
@@ -183,6 +198,22 @@ def is_better(metric: Metric, value: float, reference: float) -> bool:
     if math.isnan(value) or math.isnan(reference):  # comparisons with NaN are always False
         return not math.isnan(value)
     return value < reference if lower_is_better(metric) else value > reference
+
+
+def reduced_by_network(metrics: Iterable[Metric], network: Any, batch: Batch) -> dict[str, Tensor]:
+    """Return what `reduce_network` keeps of a batch, by metric name. Raises KdkitError without a row per sample."""
+    reduced: dict[str, Tensor] = {}
+    for metric in metrics:
+        if not isinstance(metric, NetworkReducing):
+            continue
+        kept: Any = metric.reduce_network(network, batch)
+        if not isinstance(kept, Tensor) or kept.shape[:1] != (len(batch),):
+            raise KdkitError(
+                f"reduce_network of metric {metric.name!r} must return a tensor with a row for each of the "
+                f"{len(batch)} samples; got {describe(kept)}"
+            )
+        reduced[metric.name] = kept
+    return reduced
 
 
 def reduced_positions(metric: Metric, predictions: Predictions) -> NDArray[Any]:

@@ -12,6 +12,7 @@ from kdkit.data.dataset import Task
 from kdkit.errors import ContractError, KdkitError, describe, shortened
 from kdkit.metrics.base import (
     Metric,
+    NetworkReducing,
     PositionReducing,
     Predictions,
     is_better,
@@ -90,6 +91,10 @@ def _validated(metric: Any, task: Task, position_dims: int, predictions: Any) ->
     if isinstance(metric, type) or not isinstance(metric, Metric):
         raise ContractError(
             f"check_metric takes a metric with a name, fit and compute, such as MyMetric(); got {describe(metric)}"
+        )
+    if isinstance(without_interval(metric), NetworkReducing):
+        raise ContractError(
+            f"metric {metric.name!r} runs a network, which check_metric does not have; test it in a short run"
         )
     if not isinstance(metric.name, str) or not metric.name:
         raise ContractError(f"the name of a metric must be a string, such as 'accuracy'; got {describe(metric.name)}")

@@ -19,7 +19,7 @@ from kdkit.data.labels import without_ignored
 from kdkit.engine.failures.network_errors import line_of_user_code
 from kdkit.errors import DataError, KdkitError
 from kdkit.losses.base import BuildContext
-from kdkit.metrics.base import Metric, MetricResult, PositionReducing, Predictions
+from kdkit.metrics.base import Metric, MetricResult, NetworkReducing, PositionReducing, Predictions
 from kdkit.metrics.bootstrap import without_interval
 from kdkit.recipe.recipe import Recipe
 
@@ -30,14 +30,16 @@ _VALUES = 4_000_000  # of random outputs, which would be the square of thousands
 def unfit_metrics(recipe: Recipe, context: BuildContext) -> Iterator[str]:
     """Yield the problems of metrics that cannot be computed for random outputs of the data's classes.
 
-    Metrics of numbers need the shapes of outputs and labels, which a dry run has: see `number_metric_problems`.
+    Metrics of numbers need the shapes of outputs and labels, which a dry run has: see `number_metric_problems`. Metrics
+    that run a network are tried in `validation_problems`.
     """
     if context.task == "regression":
         return
+    metrics = [metric for metric in recipe.metrics if not isinstance(without_interval(metric), NetworkReducing)]
     # A student with its own classes is evaluated on those that it shares with the data.
     students = [set(net.classes) for stage in recipe.stages for net in stage.objectives if net.classes is not None]
     shared = [tuple(name for name in context.classes if name in classes) for classes in students]
-    for metric, classes in product(recipe.metrics, dict.fromkeys([context.classes, *filter(None, shared)])):
+    for metric, classes in product(metrics, dict.fromkeys([context.classes, *filter(None, shared)])):
         if not context.position_dims:
             is_whole = _rows_of_samples(classes) > 2 * len(classes)
             checked = metric if is_whole else without_interval(metric)
@@ -109,6 +111,8 @@ def number_metric_problems(
         random = np.random.default_rng(0)
         noise = [random.standard_normal((_ROWS, *array.shape[1:])) for array in arrays]
         for metric in map(without_interval, recipe.metrics):
+            if isinstance(metric, NetworkReducing):
+                continue
             # The labels of a few samples may be all alike, for which a metric of user code may raise.
             reasons = [
                 _problem(

@@ -7,9 +7,12 @@ import torch
 
 from kdkit.data.batch import Batch, items_of, nested_tensors
 from kdkit.engine.check.metric_problems import number_metric_problems
-from kdkit.engine.failures.network_errors import describe_failure
+from kdkit.engine.failures.network_errors import describe_failure, line_of_user_code
 from kdkit.engine.predict import classes_problem
+from kdkit.errors import KdkitError
 from kdkit.losses.base import BuildContext
+from kdkit.metrics.base import Metric, NetworkReducing, reduced_by_network
+from kdkit.metrics.bootstrap import without_interval
 from kdkit.nets.net import Net
 from kdkit.recipe.recipe import Recipe
 from kdkit.utils.devices import Precision, autocast
@@ -26,13 +29,15 @@ def validation_problems(
 ) -> Iterator[str]:
     """Yield networks that fail for validation samples, or have no output for each class, or outputs without a metric.
 
-    Inputs of the form of those of training are not tried, unless metrics of numbers need their labels.
+    Inputs of the form of those of training are not tried, unless metrics of numbers need their labels, or a metric runs
+    the network.
     nets: the networks of a stage that have metrics. batches: tiny ones of validation and training on the device, the
     latter as the data's `batch_transform` has changed it.
     """
     validation, training = batches
     needs_labels = context.task == "regression" and not context.has_labels
-    if _form(validation.inputs) == _form(training.inputs) and not needs_labels:
+    running = [metric for metric in map(without_interval, recipe.metrics) if isinstance(metric, NetworkReducing)]
+    if _form(validation.inputs) == _form(training.inputs) and not needs_labels and not running:
         return
     data = recipe.data
     advice = "" if data.batch_transform is None else "; batch_transform changes only training batches"
@@ -49,6 +54,26 @@ def validation_problems(
             yield from filter(None, [classes_problem(net, tuple(outputs.shape), data, recipe.metrics, data.validation)])
             if needs_labels:
                 yield from number_metric_problems(recipe, context, {net.name: outputs}, validation.labels)
+            yield from _problems_of_running(running, net, validation, precision)
+
+
+def _problems_of_running(
+    metrics: Iterable[Metric], net: Net[Any], validation: Batch, precision: Precision
+) -> Iterator[str]:
+    """Yield the problems of metrics that run the network."""
+    for metric in metrics:
+        try:
+            with torch.no_grad(), eval_mode(net.module), autocast(precision, validation.labels.device):
+                reduced_by_network([metric], net.module, validation)
+        except KdkitError as error:
+            yield f"net {net.name!r}: {error}"
+        except Exception as error:  # a user-defined metric may raise anything
+            if is_out_of_memory(error):
+                raise
+            yield (
+                f"metric {metric.name!r} cannot be computed for net {net.name!r}: {type(error).__name__}: {error}"
+                f"{line_of_user_code(error)}"
+            )
 
 
 def _form(inputs: Any) -> object:

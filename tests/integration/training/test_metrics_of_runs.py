@@ -14,6 +14,8 @@ from kdkit import Data, Match, MetricResult, Net, Recipe, Split, Stage, TorchDat
 from kdkit.engine.display.tables import metrics_table
 from kdkit.engine.storage.finished_run import read_metrics, read_samples
 from kdkit.engine.storage.predictions import read_predictions
+from kdkit.errors import CheckError
+from kdkit.losses import SoftTargets
 from kdkit.metrics import Accuracy, BootstrapInterval, Brier, MacroAUROC, MacroF1
 from kdkit.metrics.base import WithoutThresholds
 from kdkit.plugins.events import RunEnded
@@ -112,6 +114,43 @@ def test_an_interval_is_computed_at_the_end_and_not_in_each_epoch(monkeypatch):
     assert macro_f1.interval[0] <= macro_f1.value <= macro_f1.interval[1]
     assert sizes.count(24) == 1  # the check before the run uses fewer samples
     assert "macro_f1" in result.history["student"][0]
+
+
+class SumOfWeights(WithoutThresholds):
+    """A metric that runs the network that is evaluated."""
+
+    name = "weights"
+
+    def reduce_network(self, network, batch):
+        assert not network.training
+        return network[1].weight.sum().expand(len(batch))
+
+    def compute(self, test):
+        return MetricResult(value=test.reduced["weights"].mean())
+
+
+class OneRow(SumOfWeights):
+    def reduce_network(self, network, batch):
+        return torch.zeros(1)
+
+
+def test_a_metric_that_runs_the_network_gets_the_student_its_baseline_and_the_teacher():
+    data = TorchData(samples(32), samples(24, 1), samples(24, 2), classes=CLASSES)
+    inputs = samples(1)[0][0].numel()
+    teacher = Net("teacher", nn.Sequential(nn.Flatten(), nn.Linear(inputs, 3, bias=False)), trained=True)
+    student = Net("student", nn.Sequential(nn.Flatten(), nn.Linear(inputs, 3, bias=False)))
+    objective = truth() + Match(teacher, SoftTargets())
+    recipe = Recipe(data=data, schedule=alone(student, objective), metrics=(BootstrapInterval(SumOfWeights()),))
+    result = kdkit.run(recipe, baseline=True, measure=False)
+    values = {name: metrics["weights"].value for name, metrics in result.metrics.items()}
+    for name, net in result.nets.items():
+        assert values[name] == pytest.approx(net.module[1].weight.sum().item(), abs=1e-5)
+    assert len({*values.values()}) == 3
+
+
+def test_a_metric_that_runs_the_network_needs_a_row_for_each_sample():
+    with pytest.raises(CheckError, match="a row for each of the 4 samples"):
+        kdkit.run(single((OneRow(),)), measure=False)
 
 
 class PairSimilarity:
