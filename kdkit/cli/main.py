@@ -9,6 +9,7 @@ import sys
 import traceback
 import warnings
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import click
@@ -29,6 +30,7 @@ from kdkit.errors import KdkitError, PluginWarning, RemoteRankError, Terminated,
 from kdkit.plugins.manager import installed
 from kdkit.utils.printable import LINE_CHARACTERS, echo, is_first_process, printable
 
+_PACKAGE = f"{Path(__file__).parents[1]}{os.sep}"
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk is full, or a quota or limit of this user is reached
 
 # Commands import most modules when they are called, because these import torch. That takes seconds, and `kdkit --help`
@@ -43,9 +45,12 @@ def main() -> None:
     # Unexpected warnings and errors may contain names from data, with control characters.
     format_warning = warnings.formatwarning
 
-    def format_printable(message: Warning | str, category: type[Warning], *args: Any, **options: Any) -> str:
-        is_line = issubclass(category, PluginWarning)  # its file and line would be those of kdkit
-        text = f"warning: {message}\n" if is_line else format_warning(message, category, *args, **options)
+    def format_printable(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
+        # The file and line of a warning of kdkit do not help its user.
+        is_line = issubclass(category, PluginWarning) or filename.startswith(_PACKAGE)
+        text = f"warning: {message}\n" if is_line else format_warning(message, category, filename, lineno, line)
         return printable(text, keep=LINE_CHARACTERS)
 
     warnings.formatwarning = format_printable

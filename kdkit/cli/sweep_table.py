@@ -39,7 +39,7 @@ def sweep_table(results: SweepResults) -> Table:
     """Return a table with a row for each combination of options; a star marks the best on the validation split."""
     most, unit = max(len(cell.repetitions) for cell in results.cells), results.unit
     over = f"mean ± standard deviation over {most} {unit}s" if most > 1 else f"one {unit}"
-    has_star = len(results.cells) > 1
+    has_star = len(results.cells) > 1 and results.best is not None
     legend = ", * best on validation" if has_star else ""
     title = f"Metrics{results.of_net} on {results.reported_on}, {over}{legend}"
     table = Table(title=escape(title), title_justify="left")
@@ -62,7 +62,7 @@ def comparison_table(results: SweepResults) -> Table:
 
     The best cell is compared with the others, or if there is a reference, the others with the reference.
     """
-    best = results.cells[results.best].label
+    best = "" if results.best is None else results.cells[results.best].label
     if results.reference:
         compared = {cell.label: cell.against_reference for cell in results.cells if cell.against_reference is not None}
         title, verdict = f"{results.metric} minus that of {results.reference}", "is"

@@ -177,8 +177,8 @@ def notices(recipe: Recipe, plan: Plan) -> Iterator[str]:
     yield from data.notices
     if data.draws is None:
         yield (
-            "the data draws its own random numbers, so runs repeat exactly only if it draws them from the random "
-            "states of Python, NumPy and torch, which are seeded"
+            "the data may draw random numbers, so runs repeat exactly only if it draws them from the random states of "
+            "Python, NumPy and torch, which are seeded"
         )
     yield from filter(None, (net.weights_note for net in plan.nets))
     yield from plan.notices

@@ -43,7 +43,7 @@ def _table(results: Values, cells: Sequence[Values], count: int) -> Values:
     metric, reference = str(results.get("metric")), str(results.get("reference") or "")
     unit = "run" if results.get("average_over") else "seed"
     labels = _labels(cells)
-    best = DASH
+    best = ""
     values = [mapping(mapping(cell, "metrics"), metric) for cell in cells]
     points = is_share(metric, *(number_or(of_cell.get("mean"), math.nan) for of_cell in values))
     table, bars = [], []

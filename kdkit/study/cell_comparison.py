@@ -52,7 +52,7 @@ def compare_cells(
     if reference:
         compared = [cell for cell in by_label.values() if cell.cell.reference in by_label]
     else:
-        compared = [cell for cell in by_label.values() if cell is not best]
+        compared = [cell for cell in by_label.values() if cell is not best] if best is not None else []
     level = _corrected_level(len(compared))
     distillation_level = _corrected_level(sum(bool(cell.baselines) for cell in finished))
     # If runs differ only in their seeds but have different test samples, as with simulated data, they may share none.
@@ -64,7 +64,7 @@ def compare_cells(
         if cell in compared and reference:
             against = by_label[cell.cell.reference].nets
             results = replace(results, against_reference=_compare(cell.nets, against, metric, level, overlap))
-        elif cell in compared:
+        elif best is not None and cell in compared:
             results = replace(results, comparison=_compare(best.nets, cell.nets, metric, level, overlap))
         if cell.baselines:
             distillation = _compare(cell.nets, cell.baselines, metric, distillation_level, overlap)
@@ -76,7 +76,7 @@ def compare_cells(
         cells=tuple(map(results_of, finished)),
         metric=metric.name,
         net=names.pop() if len(names) == 1 else "",
-        best=finished.index(best),
+        best=None if best is None else finished.index(best),
         reported_on="test" if runs[0].has_test else "validation",
         level=level,
         reference=reference,
@@ -170,12 +170,12 @@ class _FinishedCell:
         )
 
 
-def _best(cells: Sequence[_FinishedCell], metric: Metric) -> _FinishedCell:
-    """Return the cell with the best mean on the validation split, among those with a run."""
-    best = next(cell for cell in cells if cell.runs)
+def _best(cells: Sequence[_FinishedCell], metric: Metric) -> _FinishedCell | None:
+    """Return the cell with the best mean on the validation split; None if the metric is undefined for all of them."""
+    best, value = None, math.nan
     for cell in cells:
-        if is_better(metric, cell.validation.mean, best.validation.mean):
-            best = cell
+        if is_better(metric, cell.validation.mean, value):
+            best, value = cell, cell.validation.mean
     return best
 
 

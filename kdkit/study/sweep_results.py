@@ -87,8 +87,8 @@ class SweepResults:
     """The table of a sweep.
 
     metric: the name of the compared metric. net: the name of the compared net; "" if runs have nets of other names.
-    best: the index of the cell with its best mean on the validation split. reported_on: the split of the metrics,
-    "test", or "validation" if the data has no test split.
+    best: the index of the cell with its best mean on the validation split; None if it is undefined there in all cells.
+    reported_on: the split of the metrics, "test", or "validation" if the data has no test split.
     level: the confidence level of each interval, at which all of them together have 95 % (Bonferroni).
     distillation_level: likewise, of the intervals of students against their baselines.
     reference: the options of the reference, such as "method=kd"; "" if the best cell is compared with the others.
@@ -98,7 +98,7 @@ class SweepResults:
 
     cells: tuple[CellResults, ...]
     metric: str
-    best: int
+    best: int | None
     reported_on: str
     level: float
     net: str = ""
@@ -130,13 +130,13 @@ class SweepResults:
 
     def verdicts(self) -> list[str]:
         """Return a sentence for the best cell, for each comparison, and for each student with a baseline."""
-        best = self.cells[self.best].label
+        best = "" if self.best is None else self.cells[self.best].label
         comparisons = [
             *((best, cell.label, cell.comparison) for cell in self.cells),
             *((cell.label, cell.reference, cell.against_reference) for cell in self.cells),
             *((cell.label, "the same student alone", cell.distillation) for cell in self.cells),
         ]
-        sentences = [f"{best} is the best on the validation split"]
+        sentences = [f"{best} is the best on the validation split"] if best else []
         for first, second, comparison in comparisons:
             if comparison is not None:
                 scope = "" if comparison.seeds is not None else "in these runs, "
@@ -161,6 +161,11 @@ class SweepResults:
         for cell in self.cells if against_baselines else ():
             if cell.repetitions and cell.distillation is None:
                 notes[f"{cell.label} has no baseline, because it has no distilled student"] = None
+        if self.best is None and len(self.cells) > 1:
+            notes[
+                f"{self.metric} is undefined on the validation split, so no combination is the best; choose another "
+                "metric with --metric, or compare with --reference OPTION=VALUE"
+            ] = None
         for label in self.without_net:
             notes[f"{label} has no net {self.net!r}"] = None
         finished = {cell.label for cell in self.cells if cell.repetitions}
@@ -203,7 +208,7 @@ class SweepResults:
                 "metric": self.metric,
                 "net": self.net or None,
                 "reported_on": self.reported_on,
-                "best": cells[self.best]["options"],
+                "best": None if self.best is None else cells[self.best]["options"],
                 "reference": self.reference or None,
                 "average_over": self.average_over,
                 "level": self.level,

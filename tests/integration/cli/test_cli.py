@@ -849,3 +849,27 @@ def test_help_and_a_missing_file_do_not_import_torch(args):
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment(), timeout=60
     )
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_warning_of_kdkit_is_one_line_and_one_of_user_code_names_its_line(tmp_path, kdkit_process):
+    (tmp_path / "warned.py").write_text(
+        "import math, warnings, torch, kdkit\n"
+        "class Undefined:\n"
+        "    name = 'undefined'\n"
+        "    def fit(self, validation): return self\n"
+        "    def compute(self, test): return kdkit.MetricResult(value=math.nan)\n"
+        "def recipe():\n"
+        "    warnings.warn('of the recipe')\n"
+        "    samples = torch.utils.data.TensorDataset(torch.randn(8, 4), torch.arange(8) % 2)\n"
+        "    truth = kdkit.Truth(torch.nn.CrossEntropyLoss())\n"
+        "    student = kdkit.Net('student', torch.nn.Linear(4, 2))\n"
+        "    stage = kdkit.Stage({student: truth}, kdkit.Training(epochs=1))\n"
+        "    data = kdkit.TorchData(samples, samples)\n"
+        "    return kdkit.Recipe(data=data, schedule=[stage], metrics=(Undefined(),))\n"
+    )
+    done = kdkit_process("run", "warned.py", "--no-measure")
+    assert done.code == 0
+    (line,) = (line for line in done.err.splitlines() if "was undefined on the validation split" in line)
+    assert line.startswith("warning: ")
+    assert "trainer.py" not in done.err
+    assert "warned.py:7: UserWarning: of the recipe" in done.err

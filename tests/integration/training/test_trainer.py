@@ -419,7 +419,7 @@ def test_a_dataset_of_unknown_randomness_causes_a_notice():
     assert splits.draws is None
     kdkit.run(one_stage(splits=splits), device="cpu", callbacks=[recorder])
     notices = " ".join(recorder.notices)
-    assert "the data draws its own random numbers" in notices
+    assert "the data may draw random numbers" in notices
     assert "no test split" in notices
     quiet = Recorder()
     kdkit.run(one_stage(), device="cpu", callbacks=[quiet])
@@ -442,7 +442,7 @@ def test_a_user_defined_loader_keeps_its_order_and_size():
     assert sizes[-3:] == [12, 12, 6]  # not the batch size of the training options, 8
     assert result.reported_on == "validation"  # there is no test split
     assert result.metrics["student"]["accuracy"].value > 0.5
-    assert any("draws its own random numbers" in notice for notice in recorder.notices)
+    assert any("may draw random numbers" in notice for notice in recorder.notices)
 
 
 def test_a_loader_without_a_length_is_refused():

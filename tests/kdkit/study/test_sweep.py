@@ -16,6 +16,7 @@ from torch.utils.data import TensorDataset
 import kdkit
 from kdkit import Net, Optimizer, Recipe, RecipeError, RunOptions, Stage, Sweep, TorchData, Training, Truth
 from kdkit.cli.repeat import recorded_arguments
+from kdkit.cli.sweep_table import sweep_table
 from kdkit.engine.storage.finished_run import read_metrics
 from kdkit.engine.storage.run_folder import RunFolder
 from kdkit.errors import RunFolderError, Terminated
@@ -23,6 +24,7 @@ from kdkit.metrics import Accuracy
 from kdkit.report.runs import read_runs
 from kdkit.report.verdict import verdicts_of
 from kdkit.study.sweep_results import spread
+from tests.helpers.reports import report_page
 
 CPU = RunOptions(device="cpu")
 
@@ -341,24 +343,38 @@ def test_failed_runs_are_left_out(tmp_path):
     assert math.isnan(results.cells[0].spread("accuracy").mean)
 
 
-def test_a_cell_without_runs_is_not_the_best_if_the_metric_is_undefined(tmp_path):
-    class Undefined(UserMetric):
-        name = "undefined"
+class DefinedOnTest(UserMetric):
+    """A metric that is undefined on the validation split, such as an AUROC for normal samples alone."""
 
-        def compute(self, test):
-            return kdkit.MetricResult(value=math.nan)
+    name = "on_test"
 
-    def undefined(width=4):
-        made = recipe(width=width)
-        return Recipe(data=made.data, schedule=made.schedule, metrics=(Accuracy(), Undefined()))
+    def compute(self, test):
+        return kdkit.MetricResult(value=Accuracy().compute(test).value if len(test.labels) == 200 else math.nan)
 
-    sweep = Sweep(undefined, {"width": [-1, 4, 5]}, folder=tmp_path, seeds=2, metric="undefined")
-    assert [result.state for result in sweep.run(CPU)].count("failed") == 2
+
+@pytest.mark.parametrize("reference", [None, {"lr": 1e-6}])
+def test_no_cell_is_the_best_if_the_metric_is_undefined_on_the_validation_split(reference, tmp_path):
+    def make(width=4, lr=0.3):
+        made = recipe(lr, width=width)
+        return Recipe(data=made.data, schedule=made.schedule, metrics=(Accuracy(), DefinedOnTest()))
+
+    grid = {"width": [-1, 4], "lr": [0.3, 1e-6]}
+    sweep = Sweep(make, grid, folder=tmp_path, seeds=2, metric="on_test", reference=reference)
+    assert [result.state for result in sweep.run(CPU)].count("failed") == 4
     results = sweep.results()
-    assert results.best == 1
-    assert results.cells[2].comparison.seeds is None
-    assert results.cells[2].comparison.verdict == "not distinguishable"
-    assert '"mean": null' in results.as_json()
+    assert results.best is None
+    assert "best on validation" not in repr(results)
+    assert all(cell.comparison is None for cell in results.cells)
+    assert [cell.against_reference is not None for cell in results.cells] == [False, False, bool(reference), False]
+    assert not any("is the best" in sentence for sentence in results.verdicts())
+    assert any("on_test is undefined on the validation split, so no combination" in note for note in results.notes())
+    assert json.loads(results.as_json())["best"] is None
+    table = "".join(str(cell) for cell in sweep_table(results).columns[0].cells)
+    assert "*" not in table
+    results.save(tmp_path)
+    comparison, _ = report_page(tmp_path, out=tmp_path / "report.html").text.split("Networks", 1)
+    assert "so no combination is the best" in comparison
+    assert "On the validation split" not in comparison
 
 
 def test_runs_of_a_recipe_that_changed_are_not_among_the_results(tmp_path):
