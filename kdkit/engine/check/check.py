@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdkit.data.dataset import LoaderSplit, require_splits
+from kdkit.data.dataset import Data, LoaderSplit, require_splits
 from kdkit.data.torch_splits import StreamSplit
 from kdkit.engine.check.dry_run import dry_run
 from kdkit.engine.check.estimate import Estimator, StageEstimate
@@ -27,7 +27,7 @@ from kdkit.engine.check.validation_problems import validation_problems
 from kdkit.engine.options import RunOptions
 from kdkit.engine.stage.batch_transform import transformed
 from kdkit.engine.stage.open_stage import OpenStage, build_context, tiny_batch
-from kdkit.errors import KdkitError, first_line
+from kdkit.errors import DataError, KdkitError, first_line
 from kdkit.losses.base import BuildContext
 from kdkit.metrics.base import takes_any_outputs
 from kdkit.metrics.bootstrap import without_interval
@@ -64,6 +64,8 @@ def check(
         recipe = recipe.with_stages(recipe.stages)  # a schedule may create other stages in its next call
         context = build_context(recipe.data)
         problems = [*recipe_problems(recipe, context)]
+        if estimate is not None:
+            problems += _problems_of_samples(recipe.data)
         estimator = None if estimate is None else Estimator(recipe, estimate)
         checks = [_check_stage(recipe, stage, context, device, precision, estimator) for stage in recipe.stages]
     reported: set[str] = set()
@@ -172,6 +174,14 @@ def _check_stage(
         use = memory.describe_use(device)
         result.problems = [f"it does not fit into memory, even without gradients; {use} ({first_line(error)})"]
     return result
+
+
+def _problems_of_samples(data: Data) -> Iterator[str]:
+    """Yield the error of reading the samples of all splits by which a run is identified."""
+    try:
+        str(data.fingerprint)
+    except DataError as error:
+        yield str(error)
 
 
 def _baseline_problems(checks: Sequence[_StageCheck]) -> Iterator[str]:
