@@ -104,12 +104,14 @@ def evaluate(ctx: click.Context, /, **options: Any) -> None:
     there is one. If recipe() splits the data at random, it does so with the seed of the run that wrote the weights.
     """
     from kdkit.data.dataset import Split, reported_split
+    from kdkit.engine.check.notices import overlap_notices
     from kdkit.engine.display.tables import results_table
     from kdkit.engine.evaluate import evaluate as evaluate_weights
     from kdkit.engine.evaluate import run_of
     from kdkit.engine.options import RunOptions
     from kdkit.engine.run_record import option_texts
     from kdkit.engine.storage.run_folder import read_record
+    from kdkit.recipe.recipe import nets_of
     from kdkit.utils.console import Status, make_console, print_note
     from kdkit.utils.randomness import seed_everything
     from kdkit.utils.read_json import mapping
@@ -142,7 +144,9 @@ def evaluate(ctx: click.Context, /, **options: Any) -> None:
     if changed:
         notes.append(f"options of the run that wrote the weights were {', '.join(changed)}")
     if record and record.get("data") != data.fingerprint:  # such as another fold
-        notes.append("the run that wrote the weights had other data or splits; it may have trained on this split")
+        is_known = any(len(net.loaded.training_names) for net in nets_of(recipe.stages))
+        risk = "" if is_known else "; it may have trained on this split"
+        notes += [f"the run that wrote the weights had other data or splits{risk}", *overlap_notices(recipe)]
         if data.task == "multilabel" and thresholds == "validation":
             notes.append("thresholds are fitted on the validation split of this data; --thresholds run takes the run's")
     for note in notes:

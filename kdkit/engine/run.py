@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from kdkit.data.device_data import DeviceData
+from kdkit.data.sample_names import name_digests
 from kdkit.engine.callbacks import Callbacks
 from kdkit.engine.check.check import check
 from kdkit.engine.check.stage_problems import require_compilable, require_storable
@@ -289,6 +290,9 @@ class PreparedRun:
                 folder = RunFolder.reopen(options.out, record, source, force=options.force, tidy=not options.only)
             else:
                 folder = RunFolder.create(options.out, record, self.origin.source)
+                names = name_digests(ctx.recipe.data.train)
+                if names is not None:
+                    folder.save_training_names(names)
             self.lock = lock.pop_all()
         return folder
 

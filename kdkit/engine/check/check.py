@@ -15,6 +15,7 @@ from kdkit.engine.check.metric_problems import number_metric_problems
 from kdkit.engine.check.notices import (
     direction_notices,
     group_notices,
+    overlap_notices,
     run_notices,
     shared_net_notices,
 )
@@ -87,6 +88,7 @@ def check(
             *shared_net_notices(recipe.stages),
             *direction_notices(recipe.metrics),
             *group_notices(recipe.data),
+            *overlap_notices(recipe),
         ),
         loader_batch=next((item.loader_batch for item in checks if item.loader_batch is not None), None),
     )

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from kdkit.data.batch import Batch
-from kdkit.data.dataset import Data
+from kdkit.data.dataset import Data, reported_split
 from kdkit.data.groups import groups_by_split
+from kdkit.data.sample_names import name_digests
 from kdkit.engine.check.facts import Facts
 from kdkit.engine.check.output_problems import feature_teachers
 from kdkit.engine.check.position_notices import FEATURE_LOSSES, position_metric_notices, position_notices
@@ -283,6 +284,22 @@ def group_notices(data: Data) -> Iterator[str]:
                 f"{shared:,} of the {len(of_split):,} groups of the {name} data are in the train data too: if they "
                 "are patients or the like, metrics are too optimistic, so divide the data by group; otherwise "
                 "number the groups of all splits together"
+            )
+
+
+def overlap_notices(recipe: Recipe) -> Iterator[str]:
+    """Yield notices about nets whose weights an earlier run trained on samples that metrics are now computed on."""
+    nets = [net for net in nets_of(recipe.stages) if len(net.loaded.training_names)]
+    name, split = reported_split(recipe.data)
+    names = name_digests(split) if nets else None
+    if names is None:
+        return
+    for net in nets:
+        if shared := int(torch.isin(names, net.loaded.training_names).sum()):
+            yield (
+                f"the weights of net {net.name!r} were trained on samples with the names of {shared:,} of the "
+                f"{len(names):,} {name} samples, so metrics of this net, and of those that learn from it, are too "
+                "optimistic: choose weights that were trained on the same fold"
             )
 
 

@@ -18,7 +18,7 @@ from kdkit.engine.storage.run_files import FORMAT, RECORD, RunFiles, require_for
 from kdkit.engine.storage.stage_folder import SUMMARY, NoStageFolder, StageFolder
 from kdkit.errors import RunFolderError, did_you_mean, first_line, shortened
 from kdkit.metrics.base import MetricResult
-from kdkit.nets.weights import runs_hint, runs_in, stage_number
+from kdkit.nets.weights import TRAINING_NAMES, runs_hint, runs_in, stage_number
 from kdkit.plugins.events import BaselineDifference
 from kdkit.utils.files import Content, delete_temporary_files, exists, is_file, is_temporary, require_writable, write
 from kdkit.utils.locks import FileLock
@@ -163,6 +163,10 @@ class RunFolder:
         """Save samples for a report. ids: (samples,) int64. tensors: by name, (samples, ...). names: may be empty."""
         copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in {**tensors, "ids": ids}.items()}
         self._write(SAMPLES, tensor_parts(copies, {"format": FORMAT, "names": [*names]}))
+
+    def save_training_names(self, digests: Tensor) -> None:
+        """Save digests of the names of the training samples, (samples,) int64."""
+        self._write(TRAINING_NAMES, tensor_parts({"names": digests}, {"format": FORMAT}))
 
     def save_measurements(self, measurements: Measurements) -> None:
         """Save the measurements of the networks."""

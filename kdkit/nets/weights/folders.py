@@ -5,10 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from kdkit.errors import RecipeError
 from kdkit.utils.files import exists, is_file
 from kdkit.utils.reprs import first_three
-from kdkit.utils.sealed import read_sealed_json
+from kdkit.utils.sealed import read_sealed_json, read_tensors
+
+# In a run folder: digests of the names of the training samples, if they have names.
+TRAINING_NAMES = "training-names.safetensors"
 
 # The files that `save_pretrained` of transformers, timm and diffusers writes. safetensors is preferred.
 _PRETRAINED = tuple(
@@ -74,6 +80,13 @@ def recorded_facts(file: Path, key: str) -> Any:
         if isinstance(facts, dict):
             return next((facts[name] for name in names_in_run(file) if name in facts), None)
     return None
+
+
+def recorded_training_names(file: Path) -> Tensor:
+    """Return digests of the names of the samples that weights were trained on, (samples,) int64; empty if unknown."""
+    with suppress(Exception):  # there are none, or the file is damaged
+        return read_tensors(file.absolute().parent.parent / TRAINING_NAMES)[0]["names"].long().flatten()
+    return torch.empty(0, dtype=torch.int64)
 
 
 def names_in_run(file: Path) -> tuple[str, str]:

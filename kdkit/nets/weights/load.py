@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from kdkit.errors import RecipeError, did_you_mean
-from kdkit.nets.weights.folders import find_weights, recorded_facts
+from kdkit.nets.weights.folders import find_weights, recorded_facts, recorded_training_names
 from kdkit.nets.weights.state_dicts import Entries, read_state_dicts, select_entries
 from kdkit.utils.modules import keys_by_tensor, plain_keys
 from kdkit.utils.reprs import first_three
@@ -31,12 +31,14 @@ class LoadedWeights:
     """note: the part of the file that was loaded, or "" for all of it. complete: whether every tensor was loaded.
 
     classes, preparation: of the outputs and of the inputs in the run that trained the weights; empty if unknown.
+    training_names: digests of the names of its training samples, (samples,) int64; empty if unknown.
     """
 
     note: str
     complete: bool
     classes: tuple[str, ...] = ()
     preparation: Mapping[str, Any] = field(default_factory=dict)
+    training_names: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
 
 
 def load_weights(
@@ -70,6 +72,7 @@ def load_weights(
         match.complete,
         tuple(map(str, classes)) if isinstance(classes, list) else (),
         preparation if isinstance(preparation, dict) else {},
+        recorded_training_names(file.path),
     )
 
 

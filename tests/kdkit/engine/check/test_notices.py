@@ -14,6 +14,8 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorData
 
 from kdkit import (
     AverageWeights,
+    Batch,
+    Data,
     Inputs,
     LinearRamp,
     Match,
@@ -21,6 +23,7 @@ from kdkit import (
     Net,
     Optimizer,
     Recipe,
+    Split,
     Stage,
     Tap,
     TeacherOutput,
@@ -566,6 +569,43 @@ def test_groups_that_are_in_two_splits_are_noticed():
     apart = plan_of_groups(torch.arange(count), torch.arange(6) + count)
     assert not any("groups" in notice for notice in apart.notices)
     assert not any("groups" in notice for notice in plan_of_groups(None, torch.arange(6)).notices)
+
+
+class NamedSplit(Split):
+    """Samples with names, such as those of their files."""
+
+    def __init__(self, numbers):
+        self.numbers, self.ids = torch.tensor(numbers), torch.tensor(numbers)
+
+    def batch(self, rows, draw):
+        return Batch(self.numbers[rows, None].float().expand(-1, 4), self.numbers[rows] % 3, self.ids[rows], draw)
+
+    def report_names(self, rows):
+        return [f"scan{number}" for number in self.numbers[rows].tolist()]
+
+
+class Fold(Data):
+    """Nine scans, of which three are in the test split."""
+
+    classes, task, draws, fingerprint = ("a", "b", "c"), "multiclass", 1, "scans"
+
+    def __init__(self, fold):
+        self.test = self.validation = NamedSplit(range(3 * fold, 3 * fold + 3))
+        self.train = NamedSplit([number for number in range(9) if number not in self.test.numbers.tolist()])
+
+
+def test_a_teacher_that_was_trained_on_test_samples_of_another_fold_is_noticed(tmp_path):
+    def recipe(fold, weights=None):
+        teacher, student = tiny_net("teacher", weights=weights), tiny_net("student")
+        objective = plain_goal() + Match(teacher, SoftTargets()) if weights else plain_goal()
+        return one_stage(student if weights else teacher, objective, Fold(fold))
+
+    run(recipe(0), out=tmp_path / "teacher", measure=False)
+    assert not any("were trained on samples" in notice for notice in check(recipe(0, tmp_path / "teacher")).notices)
+    (notice,) = [n for n in check(recipe(1, tmp_path / "teacher")).notices if "were trained on samples" in n]
+    assert notice.startswith("the weights of net 'teacher' were trained on samples with the names of 3 of the 3 test")
+    (tmp_path / "teacher" / "training-names.safetensors").write_bytes(b"damaged")
+    assert not any("were trained on samples" in notice for notice in check(recipe(1, tmp_path / "teacher")).notices)
 
 
 @pytest.mark.parametrize("groups", [torch.arange(5), torch.rand(6), ["a", "a", "b", "b", "c", "c"]])
