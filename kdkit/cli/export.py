@@ -12,8 +12,12 @@ _INPUTS = {"real": "real inputs", "random": "random inputs", "other sizes": "inp
 _FORMATS = ("onnx", "onnx-int8", "pt2", "executorch", "litert")
 
 
-@click.command(short_help="Export a trained net for deployment, and check the file.")
+@click.command(
+    short_help="Export a trained net for deployment, and check the file.",
+    context_settings={"ignore_unknown_options": True},  # they are options of the recipe
+)
 @click.argument("folder", type=PATH, metavar="RUN")
+@click.argument("recipe_options", nargs=-1, type=click.UNPROCESSED, metavar="[RECIPE OPTIONS]...")
 @click.option(
     "--to",
     "formats",
@@ -62,6 +66,9 @@ def export(ctx: click.Context, /, **options: Any) -> int:
 
         kdkit export runs/first
         kdkit export runs/first --to onnx-int8 --points 1
+        kdkit export runs/first --data elsewhere
+
+    RECIPE OPTIONS are options of the recipe, and override the recorded ones, such as the path of data that has moved.
 
     The file must pass two gates: its outputs equal those of the net within --tolerance, and its metrics on the test
     split are at most --points worse. If it misses one, its name contains "rejected", and the exit code is 1. A card
@@ -85,7 +92,7 @@ def export(ctx: click.Context, /, **options: Any) -> int:
     folder: Path = options["folder"]
     # Checked before the recipe, which may prepare data for a long time, determines the names of the files.
     require_output_folder(options["out"] or folder / FOLDER, "--out PATH")
-    file, arguments, seed = recorded_recipe(folder, ctx, trust=options["trust"])
+    file, arguments, seed = recorded_recipe(folder, ctx, options["recipe_options"], trust=options["trust"])
     with Status() as status:
         status.show("preparing the data and the networks")
         seed_everything(seed)  # as in the run, because recipe() may split the data

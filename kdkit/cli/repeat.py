@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,10 +124,12 @@ def recorded_arguments(run: Path, *, trust: bool) -> list[str]:
     return [str(recipe), *without_options(arguments, _OF_RESUMING)]
 
 
-def recorded_recipe(run: Path, ctx: click.Context, *, trust: bool) -> tuple[RecipeFile, dict[str, Any], int]:
+def recorded_recipe(
+    run: Path, ctx: click.Context, options: Sequence[str] = (), *, trust: bool
+) -> tuple[RecipeFile, dict[str, Any], int]:
     """Return a run's recipe file, the options of its recipe(), and its seed; see `recorded_arguments`.
 
-    ctx: the context of any command.
+    ctx: the context of any command. options: arguments that override the recorded ones.
     """
     if not isinstance(read_record(run).get("command"), Mapping):
         raise RunFolderError(
@@ -136,7 +138,7 @@ def recorded_recipe(run: Path, ctx: click.Context, *, trust: bool) -> tuple[Reci
     arguments = recorded_arguments(run, trust=trust)
     root = ctx.find_root().command
     assert isinstance(root, click.Group)
-    started = root.commands["run"].make_context("kdkit run", list(arguments))
+    started = root.commands["run"].make_context(str(ctx.command_path), [*arguments, *options])
     file = file_of(started)
     return file, recipe_options(file, started.params), int(started.params["seed"])
 

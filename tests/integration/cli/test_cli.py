@@ -851,6 +851,27 @@ def test_help_and_a_missing_file_do_not_import_torch(args):
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+def test_a_run_whose_data_has_moved_is_exported_with_an_option_of_the_recipe(tmp_path, kdkit_here):
+    torch.save((torch.randn(12, 4), torch.arange(12) % 3), tmp_path / "data.pt")
+    (tmp_path / "moving.py").write_text(
+        "import torch, kdkit\n"
+        "from pathlib import Path\n"
+        "def recipe(data: Path = Path('data.pt')):\n"
+        "    samples = torch.utils.data.TensorDataset(*torch.load(data))\n"
+        "    truth = kdkit.Truth(torch.nn.CrossEntropyLoss())\n"
+        "    student = kdkit.Net('student', torch.nn.Linear(4, 3))\n"
+        "    stage = kdkit.Stage({student: truth}, kdkit.Training(epochs=1))\n"
+        "    return kdkit.Recipe(data=kdkit.TorchData(samples, samples), schedule=[stage])\n"
+    )
+    assert kdkit_here("run", "moving.py", "--out", "run", "--no-measure", "-q", "--device", "cpu").code == 0
+    (tmp_path / "data.pt").rename(tmp_path / "moved.pt")
+    assert_refused(kdkit_here("export", "run", "--to", "pt2"), "FileNotFoundError", "data.pt")
+    assert_refused(kdkit_here("export", "run", "--to", "pt2", "--dat", "moved.pt"), "No such option '--dat'", "--data")
+    done = kdkit_here("export", "run", "--to", "pt2", "--data", "moved.pt")
+    assert done.code == 0, done.err
+    assert "passed its gates" in done.out
+
+
 def test_a_warning_of_kdkit_is_one_line_and_one_of_user_code_names_its_line(tmp_path, kdkit_process):
     (tmp_path / "warned.py").write_text(
         "import math, warnings, torch, kdkit\n"
