@@ -63,7 +63,7 @@ def training_batch_sizes(split: Split | LoaderSplit, batch_size: int) -> list[in
 
 def rows_per_pass(split: Split) -> int:
     """Return the number of samples in a pass over a training split: all rows, or as many as its sampler draws."""
-    return len(split) if split.sampler is None else len(split.sampler)  # type: ignore[arg-type]  # see `require_sampler`
+    return len(split) if split.sampler is None else _length_of_sampler(split.sampler, len(split))
 
 
 def training_rows(rows: int, batch_size: int) -> int:
@@ -95,11 +95,6 @@ def require_sampler(sampler: Any, rows: int) -> None:
     """Raise DataError unless a sampler draws as many rows of a split as its length, and the same with the same seed."""
     if isinstance(sampler, DistributedSampler):
         raise DataError("sampler must draw the samples of all processes, which kdkit divides; got a DistributedSampler")
-    if not isinstance(sampler, Iterable) or not isinstance(sampler, Sized):
-        raise DataError(
-            f"sampler must be a sampler with a length, such as WeightedRandomSampler(weights, {rows}); got "
-            f"{describe(sampler)}"
-        )
     first, second = (sampled(sampler, rows, seed=0) for _ in range(2))
     if not first.equal(second):
         raise DataError(
@@ -111,6 +106,7 @@ def require_sampler(sampler: Any, rows: int) -> None:
 
 def sampled(sampler: Any, rows: int, seed: int) -> Tensor:
     """Return the rows that a sampler draws with this seed, (draws,) int64. Raises DataError for other values."""
+    length = _length_of_sampler(sampler, rows)
     generator = getattr(sampler, "generator", None)
     if isinstance(generator, torch.Generator):
         generator.manual_seed(seed)
@@ -120,11 +116,11 @@ def sampled(sampler: Any, rows: int, seed: int) -> Tensor:
         order = torch.tensor(drawn)
     except (TypeError, ValueError, RuntimeError):
         order = torch.empty(0)
-    are_rows = order.ndim == 1 and order.dtype in (torch.int64, torch.int32) and len(order) == len(sampler) > 0
+    are_rows = order.ndim == 1 and order.dtype in (torch.int64, torch.int32) and len(order) == length > 0
     if not are_rows or not 0 <= int(order.min()) <= int(order.max()) < rows:
         batches = "; pass a sampler of rows, not of batches" if order.ndim == 2 else ""
         raise DataError(
-            f"sampler must draw {len(sampler):,} rows, its length, of the {rows:,} training samples, such as "
+            f"sampler must draw {length:,} rows, its length, of the {rows:,} training samples, such as "
             f"WeightedRandomSampler(weights, {rows}); got {len(drawn):,} values, {shortened(drawn[:8], 60)}{batches}"
         )
     return order.long()
@@ -134,6 +130,8 @@ def sampler_digest(split: Split | LoaderSplit) -> str | None:
     """Return a digest of the rows that the sampler of a split draws with one seed; None without a sampler."""
     if isinstance(split, LoaderSplit) or split.sampler is None:
         return None
+    if callable(getattr(split.sampler, "set_epoch", None)):
+        split.sampler.set_epoch(0)  # type: ignore[attr-defined]  # an earlier run may have left another number
     return hashlib.sha256(sampled(split.sampler, len(split), seed=0).numpy().tobytes()).hexdigest()
 
 
@@ -149,6 +147,15 @@ def shuffled(rows: int, seed: int, epoch: int, purpose: SeedPurpose = SeedPurpos
     """Return a permutation of the rows, (rows,) int64, that depends only on seed, epoch and purpose."""
     generator = torch.Generator().manual_seed(derive_seed(seed, epoch, purpose))
     return torch.randperm(rows, generator=generator)
+
+
+def _length_of_sampler(sampler: Any, rows: int) -> int:
+    if not isinstance(sampler, Iterable) or not isinstance(sampler, Sized):
+        raise DataError(
+            f"sampler must be a sampler with a length, such as WeightedRandomSampler(weights, {rows}); got "
+            f"{describe(sampler)}"
+        )
+    return len(sampler)
 
 
 def _by_length(order: Tensor, lengths: Tensor, batch_size: int, order_of_batches: Tensor) -> Tensor:

@@ -7,7 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from kdkit.data.dataset import Split
 from kdkit.data.groups import groups_by_split
+from kdkit.data.order import require_sampler
 from kdkit.engine.check.metric_problems import metrics_of_unknown_labels, undefined_monitors, unfit_metrics
 from kdkit.engine.stage.training_batches import batches_per_epoch
 from kdkit.engine.storage.history import KEYS
@@ -95,9 +97,16 @@ def _groups(recipe: Recipe) -> Iterator[str]:
 
 
 def _epochs_without_end(recipe: Recipe) -> Iterator[str]:
+    train = recipe.data.train
+    try:
+        if isinstance(train, Split) and train.sampler is not None:
+            require_sampler(train.sampler, len(train))
+    except DataError as error:
+        yield str(error)
+        return
     for stage in recipe.stages:
         try:
-            batches_per_epoch(recipe.data.train, stage.training)
+            batches_per_epoch(train, stage.training)
         except KdkitError as error:
             yield f"stage {stage.name!r}: {error}"
 

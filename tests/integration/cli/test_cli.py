@@ -857,7 +857,7 @@ def test_a_run_whose_data_has_moved_is_exported_with_an_option_of_the_recipe(tmp
         "import torch, kdkit\n"
         "from pathlib import Path\n"
         "def recipe(data: Path = Path('data.pt')):\n"
-        "    samples = torch.utils.data.TensorDataset(*torch.load(data))\n"
+        "    samples = torch.utils.data.TensorDataset(*torch.load(data, weights_only=True))\n"
         "    truth = kdkit.Truth(torch.nn.CrossEntropyLoss())\n"
         "    student = kdkit.Net('student', torch.nn.Linear(4, 3))\n"
         "    stage = kdkit.Stage({student: truth}, kdkit.Training(epochs=1))\n"

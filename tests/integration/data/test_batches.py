@@ -208,6 +208,32 @@ def test_samplers_that_are_refused_name_the_remedy(sampler, message):
         image_recipe(sampler=sampler)
 
 
+@pytest.mark.parametrize("sampler", [Stateful(), iter(range(24)), [99] * 24])
+def test_a_sampler_that_is_set_on_a_split_is_checked(sampler):
+    recipe = image_recipe()
+    recipe.data.train.sampler = sampler
+    assert any("sampler must" in problem or "Stateful draws" in problem for problem in kdkit.check(recipe).problems)
+
+
+def test_a_run_resumes_with_the_sampler_object_that_has_counted_its_epochs(tmp_path):
+    class ByEpoch:
+        epoch = 0
+
+        def set_epoch(self, epoch):
+            self.epoch = epoch
+
+        def __iter__(self):
+            return iter([(row + self.epoch) % 24 for row in range(24)])
+
+        def __len__(self):
+            return 24
+
+    sampler = ByEpoch()
+    kdkit.run(image_recipe(sampler=sampler), out=tmp_path / "run")
+    assert sampler.epoch == 1
+    kdkit.run(image_recipe(sampler=sampler), out=tmp_path / "run", resume=True)
+
+
 def test_a_data_loader_and_distill_take_no_sampler_of_other_data():
     sampler = RandomSampler(IMAGE_DATA)
     with pytest.raises(DataError, match=r"sampler is for a training Dataset, .* pass it to the DataLoader"):
