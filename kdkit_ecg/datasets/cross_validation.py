@@ -44,6 +44,8 @@ class FoldedDataset(RecordingDataset):
         if self.shares is not None and self.folds is not None:
             raise RecipeError("folds and shares exclude each other; give one of the two")
         validate_counts(self, "fold", least=0)
+        if self.shares is not None and self.fold != 0:
+            raise RecipeError(f"with shares there are no folds, but fold is {self.fold}; give another seed, or folds")
         if is_whole_number(self.folds):
             object.__setattr__(self, "folds", int(self.folds))
         elif not isinstance(self.folds, str | Path | Folds | None):

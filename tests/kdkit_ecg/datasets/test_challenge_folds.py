@@ -200,6 +200,7 @@ def test_records_that_are_too_large_for_the_memory_have_no_duplicates(folders, m
     ("options", "error", "message"),
     [
         ({"folds": 5, "shares": (0.7, 0.1, 0.2)}, RecipeError, "give one of the two"),
+        ({"fold": 1, "shares": (0.7, 0.1, 0.2)}, RecipeError, "with shares there are no folds, but fold is 1"),
         ({"folds": 2}, RecipeError, "needs 3 folds or more, got 2"),
         ({"folds": np.int64(2)}, RecipeError, "needs 3 folds or more, got 2"),
         ({"folds": "nowhere.csv"}, DataError, "folds file nowhere.csv does not exist"),
