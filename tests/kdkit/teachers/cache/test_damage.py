@@ -180,6 +180,43 @@ def test_draws_that_do_not_fit_the_memory_together_are_read_again(entry, tmp_pat
     opened.close()
 
 
+def test_a_draw_that_makes_room_for_another_one_keeps_its_new_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "_MEMORY_BYTES", ROWS * sum(part.bytes for part in PARTS))  # of one draw
+    opened = open_store(tmp_path)
+    for draw in range(DRAWS):
+        opened.write(draw, torch.arange(ROWS), values(draw))
+    assert all(read(opened, draw).all() for draw in range(DRAWS))
+    opened.close()
+
+
+def test_rows_that_were_not_read_yet_keep_their_values_if_rows_around_them_are_written(reading, tmp_path):
+    opened = open_store(tmp_path)
+    missing = torch.tensor([3, 10])
+    others = torch.tensor([row for row in range(ROWS) if row not in missing.tolist()])
+    for draw in range(DRAWS):
+        opened.write(draw, others, [part[others] for part in values(draw)])
+    opened.close()
+    opened = open_store(tmp_path)
+    for draw in range(DRAWS):
+        assert not read(opened, draw, missing).any()
+        opened.write(draw, missing, [part[missing] for part in values(draw)])
+    opened.close()
+    opened = open_store(tmp_path)
+    assert all(read(opened, draw).all() for draw in range(DRAWS))
+    opened.close()
+
+
+def test_rows_that_are_held_in_memory_are_written_in_few_calls(tmp_path, monkeypatch):
+    opened, calls = open_store(tmp_path), []
+    monkeypatch.setattr(store, "write_at", lambda *arguments: calls.append(arguments))
+    for rows in torch.randperm(ROWS, generator=torch.Generator().manual_seed(0)).split(4):
+        opened.write(0, rows, [part[rows] for part in values(0)])
+    assert calls == []
+    opened.flush()
+    assert len(calls) == len(PARTS) + 1  # and the checksums
+    opened.close()
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 @pytest.mark.parametrize("part", range(len(PARTS)), ids=[part.name for part in PARTS])
 def test_outputs_that_are_nan_or_infinite_are_not_cached(part, value, reading, tmp_path):

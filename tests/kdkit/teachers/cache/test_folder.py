@@ -257,8 +257,9 @@ def test_a_full_disk_raises_an_error_and_leaves_no_checksums(tmp_path):
     store = make_folder(tmp_path).open(make_spec())
     store._files[0].close()
     store._files[0] = FullFile()
+    write_rows(store, [10])
     with pytest.raises(OSError, match="No space left on device: 'output'"):
-        write_rows(store, [10])
+        store.flush()
     store.abandon()
     assert make_folder(tmp_path).kept()[0].written == 0
 
