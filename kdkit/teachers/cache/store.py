@@ -293,7 +293,7 @@ class Store:
 
         Rows between them are written too, except rows that were never read: what is held of these is arbitrary.
         """
-        rows = torch.cat(self._unsaved.pop(draw)).unique()
+        rows = torch.cat(self._unsaved.pop(draw)).sort().values
         unread = (self._state[draw] == _UNVERIFIED).cumsum(0).index_select(0, rows)
         for file, part, held in zip(self._files, self.parts, self._held[draw], strict=False):
             content, size = _bytes_of(held), part.bytes
