@@ -146,7 +146,17 @@ class Rows:
     def values(self) -> Tensor:
         """Return all rows on the CPU, (rows, ...)."""
         self._copy()
-        return self._cat(self._on_cpu)
+        parts, self._on_cpu = self._on_cpu, []
+        if len({(part.shape[1:], part.dtype) for part in parts}) == 1:
+            rows, filled = parts[0].new_empty(sum(map(len, parts)), *parts[0].shape[1:]), 0
+            while parts:  # each part is freed once it is copied, because all of them may take most of the memory
+                part = parts.pop(0)
+                rows[filled : filled + len(part)] = part
+                filled += len(part)
+        else:
+            rows = self._cat(parts)
+        self._on_cpu = [rows]
+        return rows
 
     def pad(self, rows: Tensor, sizes: Sequence[int]) -> Tensor:
         """Pad the dimensions of rows after the first one to these sizes, which must not be smaller."""

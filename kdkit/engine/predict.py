@@ -21,7 +21,7 @@ from kdkit.engine.collected_outputs import PositionDecisions, Rows, SampleOutput
 from kdkit.engine.failures.not_finite import ADVICE, cause_in_inputs
 from kdkit.engine.storage.predictions import REDUCED
 from kdkit.errors import DataError, KdkitError
-from kdkit.metrics.base import Metric, MetricResult, Predictions, reduced_by_network, takes_any_outputs
+from kdkit.metrics.base import Metric, MetricResult, NetworkReducing, Predictions, reduced_by_network, takes_any_outputs
 from kdkit.metrics.bootstrap import without_interval
 from kdkit.metrics.paired import SplitPredictions
 from kdkit.nets.net import Net
@@ -73,6 +73,7 @@ class Predictor:
         rows_of_rank = _rows_of_rank(net, split)
         is_whole = rows_of_rank is None
         has_positions = self.data.position_dims > 0
+        reducing = [metric for metric in self.metrics if isinstance(metric, NetworkReducing)]
         kept = PositionDecisions(net, self.data, self.metrics) if has_positions else SampleOutputs(net, self.data)
         with eval_mode(network):
             loaded = self.device_data.load(
@@ -87,7 +88,7 @@ class Predictor:
                 batch = batch.to(self.device)  # only batches of a user-defined DataLoader are not there yet
                 with autocast(self.precision, self.device):
                     outputs = net.through(network, batch)
-                    reduced = reduced_by_network(self.metrics, network, batch)
+                    reduced = reduced_by_network(reducing, network, batch)
                 kept.add(outputs, batch, reduced)
         if not kept.collected:
             if isinstance(split, LoaderSplit):

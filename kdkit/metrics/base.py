@@ -1,7 +1,7 @@
 """The interface of a metric: thresholds are fitted on one split, and the metric is computed on another."""
 
 import math
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, Self, runtime_checkable
 
@@ -77,8 +77,8 @@ class Predictions:
     def __len__(self) -> int:
         return len(self.outputs)
 
-    def rows(self, rows: NDArray[Any]) -> "Predictions":
-        """Return the samples in these rows. rows: indices or a mask."""
+    def rows(self, rows: NDArray[Any] | slice) -> "Predictions":
+        """Return the samples in these rows. rows: indices, a mask or a slice."""
         return replace(
             self,
             labels=self.labels[rows],
@@ -156,7 +156,7 @@ class PositionReducing(Protocol):
 
 
 @runtime_checkable
-class NetworkReducing(Protocol):
+class NetworkReducing(Metric, Protocol):
     """A metric that runs the network itself, such as on texts that the network generates."""
 
     def reduce_network(self, network: Any, batch: Batch) -> Tensor:
@@ -200,12 +200,10 @@ def is_better(metric: Metric, value: float, reference: float) -> bool:
     return value < reference if lower_is_better(metric) else value > reference
 
 
-def reduced_by_network(metrics: Iterable[Metric], network: Any, batch: Batch) -> dict[str, Tensor]:
+def reduced_by_network(metrics: Iterable[NetworkReducing], network: Any, batch: Batch) -> dict[str, Tensor]:
     """Return what `reduce_network` keeps of a batch, by metric name. Raises KdkitError without a row per sample."""
     reduced: dict[str, Tensor] = {}
     for metric in metrics:
-        if not isinstance(metric, NetworkReducing):
-            continue
         kept: Any = metric.reduce_network(network, batch)
         if not isinstance(kept, Tensor) or kept.shape[:1] != (len(batch),):
             raise KdkitError(
@@ -298,12 +296,17 @@ def finite_outputs(predictions: Predictions) -> NDArray[Any]:
     return predictions.outputs
 
 
+def row_blocks(shape: tuple[int, ...], numbers: int) -> Iterator[slice]:
+    """Yield slices of the rows of an array with this shape, (rows, ...), with up to so many numbers each."""
+    size = max(1, numbers // max(1, math.prod(shape[1:])))
+    for first in range(0, shape[0], size):
+        yield slice(first, first + size)
+
+
 def log_softmax(outputs: NDArray[Any]) -> Floats:
     """Return log-probabilities, (samples, classes), for one class per sample."""
     logs: Floats = np.empty(outputs.shape)
-    block = max(1, _BLOCK // max(1, outputs.shape[1]))
-    for start in range(0, len(outputs), block):
-        rows = slice(start, start + block)
+    for rows in row_blocks(outputs.shape, _BLOCK):
         shifted = outputs[rows].astype(np.float64) - outputs[rows].max(1, keepdims=True)
         others = np.exp(shifted)
         # The largest probability of a sample is 1 / (1 + others). If its own 1 were in the sum, small others would be

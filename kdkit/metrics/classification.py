@@ -1,6 +1,5 @@
 """Metrics that compare predicted classes with true classes."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, Self
@@ -19,6 +18,7 @@ from kdkit.metrics.base import (
     ratio,
     reduced_positions,
     require_class_outputs,
+    row_blocks,
     true_classes,
     undefined_by_class,
     unknown_labels,
@@ -237,8 +237,10 @@ def _ranks(outputs: Tensor, labels: Tensor) -> Tensor:
 
 def _counted(mask: Bools, counts: Counts) -> Floats:
     """Return how many samples each column selects in each resample, (samples, columns) -> (columns, resamples)."""
-    # Integers below 2**24 are exact in float32, so the result does not depend on the order of summation.
-    totals: Floats = (mask.T.astype(np.float32) @ counts).astype(np.float64)
+    totals: Floats = np.zeros((mask.shape[1], counts.shape[1]))
+    for rows in row_blocks(mask.shape, _BLOCK):
+        # Integers below 2**24 are exact in float32, so the result does not depend on the order of summation.
+        totals += mask[rows].T.astype(np.float32) @ counts[rows]
     return totals
 
 
@@ -249,9 +251,8 @@ def _position_counts(test: Predictions) -> Iterator[tuple[slice, Floats]]:
     """
     # Decisions by class, (samples, classes, *positions), are compared in whole blocks, others sample by sample.
     has_columns = test.outputs.dtype == np.bool_
-    size = max(1, _BLOCK // (math.prod(test.outputs.shape[1:]) if has_columns else len(test.classes)))
-    for first in range(0, len(test), size):
-        rows = slice(first, first + size)
+    shape = test.outputs.shape if has_columns else (len(test), len(test.classes))
+    for rows in row_blocks(shape, _BLOCK):
         labels, outputs = test.labels[rows], test.outputs[rows]
         if has_columns:
             predicted = outputs & (labels >= 0)  # without a label, neither a true nor a false positive

@@ -17,11 +17,14 @@ from kdkit.metrics.base import (
     log_softmax,
     ratio,
     reduced_positions,
+    row_blocks,
     true_classes,
     undefined_by_class,
     unknown_labels,
 )
 from kdkit.metrics.resampling import CountedMetric, Counts, Resampled
+
+_BLOCK = 1 << 20  # how many outputs are processed at a time, in float64
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +91,14 @@ def label_losses(predictions: Predictions) -> tuple[Floats, Floats]:
 
     Raises DataError for labels per position, or if outputs are not finite.
     """
-    outputs = finite_outputs(predictions).astype(np.float64)
-    truth, labels = true_classes(predictions), predictions.labels
-    if labels.ndim == 1:
-        losses = -log_softmax(outputs)[np.arange(len(labels)), labels.astype(np.int64)][:, None]
+    outputs, truth = finite_outputs(predictions), true_classes(predictions)
+    if predictions.labels.ndim == 1:
+        logs = [log_softmax(outputs[rows])[truth[rows]] for rows in row_blocks(outputs.shape, _BLOCK)]
+        losses = -np.concatenate(logs)[:, None] if logs else np.empty((0, 1))
         return losses, np.ones_like(losses)
     is_unknown = unknown_labels(predictions)
     is_known = np.ones(truth.shape) if is_unknown is None else (~is_unknown).astype(np.float64)
+    outputs = outputs.astype(np.float64)
     # log(1 + exp(x)) - y x, without overflow
     return (np.logaddexp(0, outputs) - truth * outputs) * is_known, is_known
 
@@ -109,11 +113,15 @@ def hardest_samples(predictions: Predictions, count: int) -> NDArray[np.int64]:
     if predictions.per_position or outputs.ndim != 2:
         return none
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        truth = labels.astype(np.float64)
-        if truth.shape != outputs.shape or not np.isin(truth[~np.isnan(truth)], (0, 1)).all():
+        if labels.shape != outputs.shape:
             return none
-    losses, is_known = label_losses(predictions)
-    means = losses.sum(1) / np.maximum(is_known.sum(1), 1)
+        blocks = (labels[rows].astype(np.float64) for rows in row_blocks(labels.shape, _BLOCK))
+        if not all(((block == 0) | (block == 1) | np.isnan(block)).all() for block in blocks):
+            return none
+    if not len(outputs):
+        return none
+    parts = (label_losses(predictions.rows(rows)) for rows in row_blocks(outputs.shape, _BLOCK))
+    means = np.concatenate([losses.sum(1) / np.maximum(is_known.sum(1), 1) for losses, is_known in parts])
     return np.argsort(-means, kind="stable")[:count]
 
 

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from kdkit.errors import DataError
-from kdkit.metrics.base import Bools, Predictions, ratio, undefined_by_class
+from kdkit.metrics.base import Bools, Predictions, ratio, row_blocks, undefined_by_class
 from kdkit.metrics.resampling import CountedMetric, Counts, Resampled
 from kdkit.utils.validation import validate_above_zero, validate_count
 
@@ -63,9 +63,7 @@ class NearestNeighbours(CountedMetric):
         is_same = test.ids is None and np.array_equal(queries, keys)
         ids = [np.arange(len(queries)), np.arange(len(keys))] if is_same else [test.ids, reference.ids]
         k = min(self.k, len(keys))
-        size = max(1, _BLOCK // max(1, len(keys)))
-        for first in range(0, len(queries), size):
-            block = slice(first, first + size)
+        for block in row_blocks((len(queries), len(keys)), _BLOCK):
             cosines = queries[block] @ keys.T
             if ids[0] is not None and ids[1] is not None:
                 cosines[ids[0][block, None] == ids[1]] = -np.inf

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdkit.errors import DataError
-from kdkit.metrics.base import Bools, Floats, Predictions, ratio, undefined_by_class
+from kdkit.metrics.base import Bools, Floats, Predictions, ratio, row_blocks, undefined_by_class
 from kdkit.metrics.resampling import CountedMetric, Counts, Resampled, unit_counts
 
 Measure = Callable[[Floats, Floats], Floats]
@@ -160,10 +160,9 @@ def _means(test: Predictions, counts: Counts, *measures: Measure) -> list[Floats
     """
     labels, outputs = _entries(test)
     # In blocks of samples, because maps take as much memory as the machine can spare, and float64 takes twice of it.
-    size = max(1, _BLOCK // max(1, labels[:1].size))
     parts = []
-    for start in range(0, len(labels), size):
-        x, y = (side[start : start + size].astype(np.float64) for side in (labels, outputs))
+    for rows in row_blocks(labels.shape, _BLOCK):
+        x, y = (side[rows].astype(np.float64) for side in (labels, outputs))
         is_known = ~np.isnan(x)
         sums = [np.where(is_known, measure(x, y), 0.0).sum(1) for measure in measures]
         parts.append([is_known.sum(1).astype(np.float64), *sums])

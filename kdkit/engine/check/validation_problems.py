@@ -11,7 +11,7 @@ from kdkit.engine.failures.network_errors import describe_failure, line_of_user_
 from kdkit.engine.predict import classes_problem
 from kdkit.errors import KdkitError
 from kdkit.losses.base import BuildContext
-from kdkit.metrics.base import Metric, NetworkReducing, reduced_by_network
+from kdkit.metrics.base import NetworkReducing, reduced_by_network
 from kdkit.metrics.bootstrap import without_interval
 from kdkit.nets.net import Net
 from kdkit.recipe.recipe import Recipe
@@ -58,7 +58,7 @@ def validation_problems(
 
 
 def _problems_of_running(
-    metrics: Iterable[Metric], net: Net[Any], validation: Batch, precision: Precision
+    metrics: Iterable[NetworkReducing], net: Net[Any], validation: Batch, precision: Precision
 ) -> Iterator[str]:
     """Yield the problems of metrics that run the network."""
     for metric in metrics:

@@ -1,5 +1,7 @@
 """The samples that a network got most wrong are those with the largest cross-entropy."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -25,6 +27,21 @@ def test_labels_by_class_are_ordered_by_the_mean_over_known_labels():
     outputs = np.array([[-9.0, -9, -9], [-4, 50, 50], [-5, -5, 900], [9, 9, 9]])
     # 9 / 3, 4 / 1, about 0, and none
     assert hardest_samples(predictions(labels, outputs), 9).tolist() == [1, 0, 2, 3]
+
+
+@pytest.mark.parametrize("labels", ["one class", "several classes"])
+def test_the_losses_of_many_outputs_take_little_memory_besides_them(labels):
+    tracemalloc.start()
+    try:
+        outputs = np.zeros((6000, 1000), np.float32)
+        truth = np.zeros(6000, np.int64) if labels == "one class" else np.zeros((6000, 1000), np.int8)
+        before = tracemalloc.get_traced_memory()[0]
+        split = Predictions(labels=truth, outputs=outputs, classes=tuple(map(str, range(1000))))
+        hardest_samples(split, 5)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak - before < 3 * outputs.nbytes
 
 
 @pytest.mark.parametrize(
