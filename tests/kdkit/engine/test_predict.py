@@ -24,7 +24,7 @@ from kdkit import (
 from kdkit.data.device_data import DeviceData
 from kdkit.engine.predict import Predictor, compute_metrics
 from kdkit.engine.storage.finished_run import read_net_report
-from kdkit.metrics import Accuracy, MacroAUROC, MacroF1
+from kdkit.metrics import Accuracy, CrossEntropy, MacroAUROC, MacroF1
 from tests.helpers.tiny import same_state, samples, state_of, tiny_data, tiny_net
 
 
@@ -170,6 +170,34 @@ def test_a_sample_all_of_whose_classes_are_masked_is_refused():
     net = Net("api", lambda inputs: torch.full((len(inputs), 3), -torch.inf), version="1")
     with pytest.raises(KdkitError, match="not finite numbers, for 6 of 6 samples"):
         predictor(data).predict(net, data.validation, batch_size=3)
+
+
+@pytest.mark.parametrize("labels", ["one per pixel", "several per pixel"])
+@pytest.mark.parametrize(
+    ("masked", "bad"),
+    [([], []), ([1], []), ([0, 1, 2], [0]), (["nan"], [0]), (["inf"], [0])],
+    ids=["nothing", "a class", "all classes", "a NaN", "infinity"],
+)
+def test_pixels_are_refused_if_an_output_is_not_finite_and_is_no_mask(labels, masked, bad):
+    outputs = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    for item in masked:
+        if isinstance(item, str):
+            outputs[0, 2, 1, 4] = float(item)
+        else:
+            outputs[0, item, 1, 4] = -torch.inf
+    shape = (4, 3, 5, 5) if labels == "several per pixel" else (4, 5, 5)
+    images = TensorDataset(torch.arange(4), torch.zeros(shape, dtype=torch.int64))
+    task = "multilabel" if labels == "several per pixel" else "multiclass"
+    data = TorchData(images, images, classes=["a", "b", "c"], task=task)
+    predictor, net = Predictor(data, on_cpu(), metrics=(CrossEntropy(),)), Net("net", outputs.__getitem__, version="1")
+    if bad:
+        with pytest.raises(KdkitError, match="net 'net' has outputs that are not finite numbers, for 1 of 4 samples"):
+            predictor.predict(net, data.validation, batch_size=2)
+        return
+    predictions = predictor.predict(net, data.validation, batch_size=2)
+    decisions = outputs >= 0 if labels == "several per pixel" else outputs.argmax(1)
+    assert np.array_equal(predictions.outputs, decisions.numpy())
+    assert np.isfinite(CrossEntropy().compute(predictions).value)
 
 
 def test_decisions_of_another_shape_than_the_labels_are_refused():
