@@ -1,17 +1,19 @@
 """A table of a network's classes, computed from its predictions: positives, thresholds, and metrics with intervals."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from kdkit.metrics.base import Metric, Predictions, mean_over_classes, ratio
+from kdkit.metrics.base import Metric, Predictions, log_softmax, mean_over_classes, ratio, row_blocks
 from kdkit.metrics.bootstrap import BootstrapInterval
 from kdkit.metrics.classification import confusion_counts
 from kdkit.metrics.paired import SplitPredictions
 from kdkit.metrics.ranking import MacroAUPRC, MacroAUROC
 from kdkit.metrics.resampling import CountedMetric, Counts, Resampled, unit_counts
 from kdkit.metrics.thresholds import BestF1, MinimumSensitivity, Thresholds
+
+_BLOCK = 1 << 20  # how many outputs are processed at a time, in float64
 
 FIGURES = ("precision", "recall", "specificity", "f1", "iou", "auroc", "auprc")
 
@@ -48,7 +50,11 @@ class NetReport:
 
 
 def class_table(
-    report: NetReport, *, thresholds_by: Thresholds | None = None, resamples: int = 1000
+    report: NetReport,
+    *,
+    thresholds_by: Thresholds | None = None,
+    resamples: int = 1000,
+    classes: Collection[str] | None = None,
 ) -> tuple[ClassRow, ...]:
     """Return a row for each class, computed on the test split, or on the validation split if there is no test split.
 
@@ -56,34 +62,45 @@ def class_table(
     union instead of AUROC and AUPRC.
     thresholds_by: chooses thresholds on the validation split; by default, to maximize the F1 of each class. With
     MinimumSensitivity, there is the specificity instead of F1. Intervals have a level of 95 %.
+    classes: the names of those with a row; by default all.
     """
     validation, test = report.splits
+    columns = [column for column, name in enumerate(test.classes) if classes is None or name in classes]
     has_thresholds = validation.labels.ndim > 1 and not validation.per_position
+    if has_thresholds:
+        validation, test = _by_class(validation, columns), _by_class(test, columns)
     thresholds = (thresholds_by or BestF1()).choose(validation) if has_thresholds else None
     # F1 says nothing about thresholds that were chosen for a sensitivity, and a table has no space for all.
     decided = ("specificity",) if isinstance(thresholds_by, MinimumSensitivity) else ("f1",)
     names = ("precision", "recall", *(("f1", "iou") if test.per_position else decided))
     metrics: dict[str, Metric] = {name: _ThresholdMetric(name, thresholds) for name in names}
-    if not test.per_position:  # these rank logits, but per position only decisions are stored
-        metrics |= {"auroc": MacroAUROC(), "auprc": MacroAUPRC()}
     results = {name: BootstrapInterval(metric, resamples=resamples).compute(test) for name, metric in metrics.items()}
-    positives: dict[str, Mapping[str, int]] = {
-        "train": report.train or {},
-        "validation": _positives(validation),
-        "test": _positives(report.test) if report.test is not None else {},
-    }
+    if not test.per_position:  # these rank logits, but per position only decisions are stored
+        ranked = test if has_thresholds else _by_class(test, columns)
+        for name, area in (("auroc", MacroAUROC()), ("auprc", MacroAUPRC())):
+            results[name] = BootstrapInterval(area, resamples=resamples).compute(ranked)
+    positives = positives_of(report)
     return tuple(
         ClassRow(
             name=name,
             positives={split: counts.get(name) for split, counts in positives.items()},
-            threshold=None if thresholds is None else thresholds[column],
+            threshold=None if thresholds is None else thresholds[row],
             figures={figure: result.by_class[name] for figure, result in results.items() if name in result.by_class},
             intervals={
                 figure: result.intervals_by_class[name] for figure, result in results.items() if name in result.by_class
             },
         )
-        for column, name in enumerate(test.classes)
+        for row, name in enumerate(report.validation.classes[column] for column in columns)
     )
+
+
+def positives_of(report: NetReport) -> dict[str, Mapping[str, int]]:
+    """Return the number of positives of each class by split, without classes for which it is unknown."""
+    return {
+        "train": report.train or {},
+        "validation": _positives(report.validation),
+        "test": _positives(report.test) if report.test is not None else {},
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +125,21 @@ class _ThresholdMetric(CountedMetric):
             }[self.name]
         by_class = np.where(positives > 0, ratio(part, whole), np.nan)  # undefined without positives, like F1
         return Resampled(mean_over_classes(by_class), by_class)
+
+
+def _by_class(predictions: Predictions, columns: list[int]) -> Predictions:
+    """Return predictions for a label by class, of the classes with these columns.
+
+    With one class per sample, the outputs become the logarithm of the softmax, and the labels whether it is this class.
+    """
+    classes = tuple(predictions.classes[column] for column in columns)
+    if predictions.labels.ndim > 1:
+        labels, outputs = predictions.labels[:, columns], predictions.outputs[:, columns]
+    else:
+        labels = (predictions.labels[:, None] == np.array(columns)).astype(np.int8)
+        blocks = row_blocks(predictions.outputs.shape, _BLOCK)
+        outputs = np.concatenate([log_softmax(predictions.outputs[rows])[:, columns] for rows in blocks])
+    return replace(predictions, labels=labels, outputs=outputs, classes=classes)
 
 
 def _positives(predictions: Predictions) -> dict[str, int]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from kdkit.metrics.per_class import FIGURES, ClassRow, class_table
+from kdkit.metrics.per_class import FIGURES, ClassRow, NetReport, class_table, positives_of
 from kdkit.report import analysis, formats
 from kdkit.report.charts import scatter_chart
 from kdkit.report.overview import COLOUR_OF_ROLE, cell, if_defined
@@ -23,39 +23,39 @@ def class_tables(runs: Sequence[ReportedRun]) -> dict[str, Any] | None:
 
     The nets are all nets of a single run, or the student of each run.
     """
-    columns: list[tuple[str, str, tuple[ClassRow, ...]]] = []
+    reports: list[tuple[str, str, NetReport]] = []
     for run in runs:
         nets = nets_by_role(run)[:4] if len(runs) == 1 else [run.student]
         for net in nets:
             report = run.reports.get(net)
             if report is None or analysis.kind_of(report.validation) == "regression":
                 continue
-            test = report.splits.test
-            resamples = 1000 if len(test) * len(test.classes) <= _ENTRIES else 200
-            table_of_net = if_defined(class_table, report, resamples=resamples)
-            if table_of_net:
-                columns.append((net if len(runs) == 1 else run.label, run.role(net), table_of_net))
+            reports.append((net if len(runs) == 1 else run.label, run.role(net), report))
+    split = "validation" if runs[0].metrics.reported_on == "validation" else "test"
+    # Nets may lack classes of the data, so columns are joined by name.
+    positives: dict[str, int | None] = {}
+    for _, _, report in reports:
+        in_split = (if_defined(positives_of, report) or {}).get(split, {})
+        for name in report.splits.test.classes:
+            positives.setdefault(name, in_split.get(name))
+    names = list(positives)
+    if len(names) > _LARGEST_TABLE:  # a page with thousands of classes would open slowly
+        names = sorted(names, key=lambda name: -(positives[name] or 0))[:_LARGEST_TABLE]
+    columns: list[tuple[str, str, tuple[ClassRow, ...]]] = []
+    for title, role, report in reports:
+        resamples = 1000 if len(report.splits.test) * len(names) <= _ENTRIES else 200
+        table_of_net = if_defined(class_table, report, resamples=resamples, classes=frozenset(names))
+        if table_of_net:
+            columns.append((title, role, table_of_net))
     if not columns:
         return None
-    # Nets may lack classes of the data, so columns are joined by name.
     by_name = [{row.name: row for row in table} for _, _, table in columns]
-    split = "validation" if runs[0].metrics.reported_on == "validation" else "test"
-    names = list(dict.fromkeys(name for table in by_name for name in table))
-    positives = {
-        name: next((table[name].positives.get(split) for table in by_name if name in table), None) for name in names
-    }
-    # A page with thousands of classes would open slowly.
-    shown = (
-        sorted(names, key=lambda name: -(positives[name] or 0))[:_LARGEST_TABLE]
-        if len(names) > _LARGEST_TABLE
-        else names
-    )
     figures = []
     for figure in FIGURES:
         if not any(figure in row.figures for table in by_name for row in table.values()):
             continue
         lines = []
-        for name in shown:
+        for name in names:
             cells = []
             for table in by_name:
                 row = table.get(name)
@@ -69,7 +69,7 @@ def class_tables(runs: Sequence[ReportedRun]) -> dict[str, Any] | None:
         "figures": figures,
         "columns": [{"title": title, "role": role} for title, role, _ in columns],
         "split": split,
-        "hidden": len(names) - len(shown),
+        "hidden": len(positives) - len(names),
     }
 
 

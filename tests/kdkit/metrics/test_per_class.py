@@ -51,6 +51,16 @@ def test_every_class_has_a_row_with_its_positives_in_each_split(rows, reported):
         assert row.positives["test"] == reported.test.labels[:, column].sum()
 
 
+@pytest.mark.parametrize("labels", ["several classes", "one class"])
+def test_rows_of_some_classes_are_those_of_the_whole_table(labels, reported):
+    if labels == "one class":
+        splits = [replace(part, labels=part.outputs.argmax(1) % 2) for part in (reported.validation, reported.test)]
+        reported = NetReport(validation=splits[0], test=splits[1], train=None)
+    table = class_table(reported, resamples=10)
+    assert all(row.figures for row in table[:2])
+    assert class_table(reported, resamples=10, classes={"b", "c"}) == table[1:]
+
+
 def test_figures_are_those_of_scikit_learn_at_thresholds_of_the_validation_split(rows, reported):
     thresholds = MacroF1().fit(reported.validation).thresholds
     for column, row in enumerate(rows[:2]):
