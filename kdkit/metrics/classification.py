@@ -6,6 +6,7 @@ from typing import ClassVar, Literal, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kdkit.errors import DataError
@@ -14,7 +15,6 @@ from kdkit.metrics.base import (
     Floats,
     Predictions,
     mean_over_classes,
-    one_hot,
     ratio,
     reduced_positions,
     require_class_outputs,
@@ -47,21 +47,13 @@ class Accuracy(CountedMetric):
 
     def resampled(self, test: Predictions, counts: Counts) -> Resampled:
         """Return the accuracy and the recalls for each resample."""
-        if test.per_position:
-            hits, _, positives = confusion_counts(test, None, counts)
-            return Resampled(ratio(hits.sum(0), positives.sum(0)), ratio(hits, positives))
-        if test.labels.ndim != 1:
+        if not test.per_position and test.labels.ndim != 1:
             raise DataError(
                 f"Accuracy takes one class per sample, labels (samples,); got {test.labels.shape}; use MacroF1 or "
                 "MicroF1 for several labels per sample, or MAE for numbers"
             )
-        require_class_outputs(test)
-        is_right = test.outputs.argmax(1) == test.labels  # (samples,)
-        truth = true_classes(test)
-        # The accuracy among the samples of a class is its recall.
-        recalls = ratio(_counted(truth & is_right[:, None], counts), _counted(truth, counts))
-        total = counts.sum(0, dtype=np.float64)  # 0 if no sample has a label
-        return Resampled(ratio(_counted(is_right[:, None], counts)[0], total), recalls)
+        hits, _, positives = confusion_counts(test, None, counts)
+        return Resampled(ratio(hits.sum(0), positives.sum(0)), ratio(hits, positives))
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,12 +206,14 @@ def confusion_counts(
         return totals[0], totals[1], totals[2]
     truth = true_classes(test)
     if test.labels.ndim == 1:
-        predicted = one_hot(test.outputs.argmax(1), len(test.classes))
-    else:
-        predicted = test.outputs >= thresholds_array(thresholds, test)
-        is_unknown = unknown_labels(test)
-        if is_unknown is not None:  # neither a true nor a false positive
-            predicted = predicted & ~is_unknown
+        labels, classes = test.labels.astype(np.int64), test.outputs.argmax(1)
+        is_right, count = labels == classes, len(test.classes)
+        hits = _counted_classes(labels[is_right], counts[is_right], count)
+        return hits, _counted_classes(classes, counts, count), _counted_classes(labels, counts, count)
+    predicted = test.outputs >= thresholds_array(thresholds, test)
+    is_unknown = unknown_labels(test)
+    if is_unknown is not None:  # neither a true nor a false positive
+        predicted = predicted & ~is_unknown
     return _counted(truth & predicted, counts), _counted(predicted, counts), _counted(truth, counts)
 
 
@@ -241,6 +235,13 @@ def _counted(mask: Bools, counts: Counts) -> Floats:
     for rows in row_blocks(mask.shape, _BLOCK):
         # Integers below 2**24 are exact in float32, so the result does not depend on the order of summation.
         totals += mask[rows].T.astype(np.float32) @ counts[rows]
+    return totals
+
+
+def _counted_classes(classes: NDArray[np.int64], counts: Counts, number: int) -> Floats:
+    """Return how many samples each class has in each resample, (samples,) -> (classes, resamples)."""
+    resamples = np.ascontiguousarray(counts.T)
+    totals: Floats = np.stack([np.bincount(classes, resample, number) for resample in resamples], axis=1)
     return totals
 
 

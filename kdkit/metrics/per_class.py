@@ -5,7 +5,16 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from kdkit.metrics.base import Metric, Predictions, log_softmax, mean_over_classes, ratio, row_blocks
+from kdkit.metrics.base import (
+    Metric,
+    Predictions,
+    finite_outputs,
+    log_softmax,
+    mean_over_classes,
+    ratio,
+    row_blocks,
+    true_classes,
+)
 from kdkit.metrics.bootstrap import BootstrapInterval
 from kdkit.metrics.classification import confusion_counts
 from kdkit.metrics.paired import SplitPredictions
@@ -131,14 +140,16 @@ def _by_class(predictions: Predictions, columns: list[int]) -> Predictions:
     """Return predictions for a label by class, of the classes with these columns.
 
     With one class per sample, the outputs become the logarithm of the softmax, and the labels whether it is this class.
+    Raises DataError if labels or outputs do not fit the classes.
     """
+    outputs, truth = finite_outputs(predictions), true_classes(predictions)
     classes = tuple(predictions.classes[column] for column in columns)
     if predictions.labels.ndim > 1:
-        labels, outputs = predictions.labels[:, columns], predictions.outputs[:, columns]
+        labels, outputs = predictions.labels[:, columns], outputs[:, columns]
     else:
-        labels = (predictions.labels[:, None] == np.array(columns)).astype(np.int8)
-        blocks = row_blocks(predictions.outputs.shape, _BLOCK)
-        outputs = np.concatenate([log_softmax(predictions.outputs[rows])[:, columns] for rows in blocks])
+        labels = truth[:, columns].astype(np.int8)
+        blocks = row_blocks(outputs.shape, _BLOCK)
+        outputs = np.concatenate([log_softmax(outputs[rows])[:, columns] for rows in blocks])
     return replace(predictions, labels=labels, outputs=outputs, classes=classes)
 
 
