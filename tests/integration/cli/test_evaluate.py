@@ -159,6 +159,14 @@ def test_weights_of_a_run_with_other_classes_are_refused_unless_these_are_named(
         assert sum(conflict.format("teacher") in problem for problem in problems) == count == len(problems)
 
 
+def test_metrics_of_weights_that_lack_classes_of_the_data_have_a_note(tmp_path):
+    net = Net("student", nn.Linear(4, 2), classes=["a", "b"])
+    torch.save(net.module.state_dict(), tmp_path / "old.pt")
+    recipe = one_stage(net, plain_goal(), tiny_data(classes=list("abc")))
+    metrics = kdkit.evaluate(recipe, tmp_path / "old.pt", options=kdkit.RunOptions(device="cpu"))
+    assert "net 'student' has 2 of the 3 classes, and its metrics leave out samples" in metrics["accuracy"].note
+
+
 def test_later_data_are_evaluated_with_the_thresholds_of_the_run(tmp_path):
     def recipe(*seeds, name="student", **options):
         splits = [samples("multilabel", 20, seed=seed) for seed in seeds]
