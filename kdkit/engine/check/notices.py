@@ -21,7 +21,7 @@ from kdkit.engine.stage.terms import BoundTerm
 from kdkit.engine.stage.train_state import build_balancer, optimized_parameters
 from kdkit.engine.stage.training_batches import batches_per_epoch
 from kdkit.errors import DataError
-from kdkit.losses.base import loss_name
+from kdkit.losses.base import is_of_kdkit, loss_name, unwrapped
 from kdkit.losses.sides import as_tuple
 from kdkit.metrics.base import Metric
 from kdkit.metrics.bootstrap import without_interval
@@ -49,6 +49,7 @@ def stage_notices(facts: Facts) -> Iterator[str]:
     yield from _features_of_one_side(facts)
     yield from _moved_channels(facts)
     yield from _untrained_offset(facts)
+    yield from _left_out_samples(facts)
     yield from position_notices(facts)
 
 
@@ -194,6 +195,20 @@ def _untrained_offset(facts: Facts) -> Iterator[str]:
                 "compares classes with each other, as if a sample had only one, and stays the same if all outputs of a "
                 "sample are larger; add Truth(nn.BCEWithLogitsLoss()), or use a PerLabel... loss"
             )
+
+
+def _left_out_samples(facts: Facts) -> Iterator[str]:
+    """Yield terms that leave out samples without a label, although they compare the student with a teacher."""
+    for term in facts.module.terms:
+        if term.target is None or term.rows is None or facts.context.position_dims:
+            continue
+        loss = unwrapped(term.loss)
+        advice = "a loss without labels, such as SoftTargets(), compares all samples"
+        if not is_of_kdkit(loss):
+            label = " or ".join(map(str, term.ignored))
+            advice = f"to compare all samples, set its attribute accepts_unknown = True; it then gets the label {label}"
+        reason = f"because {loss_name(loss)} takes labels"
+        yield f"term {term.label!r} leaves out samples without a label, {reason}; {advice}"
 
 
 def _initial_weights_in_average(facts: Facts, data: Data) -> Iterator[str]:

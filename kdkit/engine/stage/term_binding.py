@@ -10,6 +10,7 @@ from kdkit.errors import RecipeError
 from kdkit.losses.base import (
     BuildableLoss,
     BuildContext,
+    accepts_unknown,
     allows_any_classes,
     extra_kwargs_of,
     is_of_torch,
@@ -107,7 +108,8 @@ class TermBinding:
         """Return how the rows with a label are selected, or None if the loss takes the inputs unchanged."""
         context = self.context
         # A sample without a label can still be compared with a teacher. A loss on labels has its own ignore_index.
-        of_samples = bool(context.ignored_labels) and self.match is not None and self.uses_labels
+        takes_labels = self.match is not None and self.uses_labels and not accepts_unknown(self.loss)
+        of_samples = bool(context.ignored_labels) and takes_labels
         if not (is_per_position(self.loss) if context.position_dims else of_samples):
             return None
         return LabelledRows(
