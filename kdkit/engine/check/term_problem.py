@@ -224,14 +224,23 @@ class TermCheck:
         return None
 
     def _is_zero_for_noise(self) -> bool:
-        """Whether the loss is also zero for a noisy student, which means that it is zero for every student."""
-        noisy = map_side(lambda tensor: tensor + torch.randn_like(tensor), self.inputs.student)
+        """Whether the loss is also zero for a noisy student, which means that it is zero for every student.
+
+        Noise of 100 makes the target confident, for losses that leave out samples of which a teacher is unsure.
+        """
+        targets = [self.target] if self.teacher is None else [self.target, _noisy(self.target, 100)]
+        student = _noisy(self.inputs.student, 1)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                return bool(self._value(noisy) == 0)
+                return all(bool(self._value(student, target) == 0) for target in targets)
             except Exception:  # the loss may be user-defined, or only take probabilities
                 return False
+
+
+def _noisy(side: TensorOrTuple, scale: float) -> TensorOrTuple:
+    """Return a side with noise added."""
+    return map_side(lambda tensor: tensor + scale * torch.randn_like(tensor), side)
 
 
 class _WatchBroadcast(TorchFunctionMode):

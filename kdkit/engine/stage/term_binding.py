@@ -124,9 +124,10 @@ class TermBinding:
         context, sides = self.context, self._class_sides()
         if not sides.classes:
             return None, _ALL_COLUMNS
-        names = " and ".join(name if name == _THE_DATA else repr(name) for name in sides.classes)
-        description = f"net {names}" if len(sides.classes) < 3 else f"nets {names}"
-        columns = shared_classes(tuple(sides.classes.values()), description, context.classes)
+        nets = [repr(name) for name in sides.classes if name != _THE_DATA]
+        names = " and ".join([*nets, _THE_DATA] if _THE_DATA in sides.classes else nets)
+        names = f"nets {names}" if len(nets) > 1 else f"net {names}"
+        columns = shared_classes(tuple(sides.classes.values()), names, context.classes)
         if columns is None:
             return None, _ALL_COLUMNS
         shared = dict(zip(sides.classes, columns, strict=True))
@@ -135,7 +136,7 @@ class TermBinding:
             labels = None  # every class is shared, so labels are unchanged, and no sample is dropped
         if context.position_dims and labels is not None and self.rows is None:
             raise RecipeError(
-                f"net {names} have different classes, but a loss on whole outputs cannot leave out the positions of "
+                f"{names} have different classes, but a loss on whole outputs cannot leave out the positions of "
                 "other classes; use PerPosition(loss), or give the networks the classes of the data"
             )
         targets = tuple(shared[member.name] for member in sides.members)
