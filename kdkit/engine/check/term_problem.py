@@ -71,7 +71,7 @@ class TermCheck:
         try:
             with watch, warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
-                value = self.value = self._value(self.inputs.student)
+                value = self.value = self._value(self.inputs.student, self.target)
         except KdkitError as error:
             return str(error)
         except Exception as error:  # a user-defined loss may raise anything, or not fit its two sides
@@ -87,11 +87,11 @@ class TermCheck:
             )
         return problem or self._value_problem(value)
 
-    def _value(self, student: TensorOrTuple) -> Any:
+    def _value(self, student: TensorOrTuple, target: TensorOrTuple) -> Any:
         """Return the value of the loss, and restore its buffers: a memory bank updates them in a call."""
         loss = self.term.loss
         with preserve_buffers([loss] if isinstance(loss, nn.Module) else []):
-            return loss(student, self.target, **self.kwargs)
+            return loss(student, target, **self.kwargs)
 
     def _advice_for_sides(self, error: Exception) -> str:
         """Return advice for a loss that raises an error for its two sides; "" if there is none."""
