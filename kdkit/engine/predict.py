@@ -198,15 +198,19 @@ def add_note(results: dict[str, MetricResult], note: str, metric: str = "") -> N
 
 
 def note_on_classes(net: Net[Any], data: Data, predictions: Predictions) -> str:
-    """Return a note if the metrics of predictions leave out classes of the data, which the net lacks; "" otherwise."""
-    count, total = len(predictions.classes), len(data.classes)
-    if count == total or data.task == "regression":
+    """Return a note if the metrics of predictions leave out classes that only the data or the net has; "" otherwise."""
+    count, of_data, of_net = len(predictions.classes), len(data.classes), len(net.classes or data.classes)
+    if data.task == "regression":
         return ""
-    entries = {"multilabel": "", "multiclass": "positions of " if data.position_dims else "samples of "}[data.task]
-    return (
-        f"net {net.name!r} has {count} of the {total} classes, and its metrics leave out {entries}the others: they "
-        "cannot be compared with those of networks that have all classes"
-    )
+    if count < of_data:
+        entries = {"multilabel": "", "multiclass": "positions of " if data.position_dims else "samples of "}[data.task]
+        return (
+            f"net {net.name!r} has {count} of the {of_data} classes, and its metrics leave out {entries}the others: "
+            "they cannot be compared with those of networks that have all classes"
+        )
+    if count < of_net and data.task == "multiclass":
+        return f"the metrics of net {net.name!r} tell how well it chooses among {count} of its {of_net} classes"
+    return ""
 
 
 def _rows_of_rank(net: Net[Any], split: Split | LoaderSplit) -> Tensor | None:

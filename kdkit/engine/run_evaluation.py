@@ -84,8 +84,9 @@ class RunEvaluation:
             self._compared[net.name] = predictions
         results = compute_metrics(ctx.recipe.metrics, *predictions)
         if note := note_on_classes(net, data, predictions.test):
-            self._lacks_classes.add(net.name)
             add_note(results, note)
+        if len(predictions.test.classes) < len(data.classes):
+            self._lacks_classes.add(net.name)
         return results
 
     def _note_equal_labels(self) -> None:

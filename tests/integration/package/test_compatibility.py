@@ -455,7 +455,7 @@ PROBLEMS = {
         [(row, "abc"[label]) for row, label in WHOLE],
         r"expected a tensor of class indices: number the classes, such as with names\.index",
     ),
-    "no labels": ([(row, None) for row, _ in WHOLE], r"give samples without a label the class index .*ignore_index="),
+    "no labels": ([(row, None) for row, _ in WHOLE], r"give samples without a label the label -1"),
     "arrays and not samples": ((INPUTS.numpy(), LABELS.numpy()), r"must yield pairs \(inputs, labels\); got a"),
     "tables": ((pd.DataFrame(INPUTS.numpy()), LABELS), r"make tensors of tables: TensorDataset\(torch.tensor\("),
     "a column of numbers": (
