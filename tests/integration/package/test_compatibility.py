@@ -412,7 +412,8 @@ def test_a_graph_batch_is_an_object_whose_labels_are_an_attribute():
             super().__init__(rows)
             self.y = torch.full_like(self.y, -1)
 
-    distill(ObjectNet(8), ObjectNet(4), as_loader(UnlabelledGraphs), loader, labels="y", ignore_index=-1)
+    with pytest.warns(UserWarning, match="term 'truth' was 0 in every batch"):
+        distill(ObjectNet(8), ObjectNet(4), as_loader(UnlabelledGraphs), loader, labels="y", ignore_index=-1)
     with pytest.raises(DataError, match=r"pass collate_fn=..., a function that makes a batch"):
         distill(ObjectNet(8), ObjectNet(4), [Graphs([row]) for row in WHOLE], labels="y")
 
