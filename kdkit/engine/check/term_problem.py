@@ -16,6 +16,7 @@ from kdkit.engine.stage.terms import BoundTerm
 from kdkit.errors import KdkitError, first_line
 from kdkit.losses.base import LOSS_KWARGS, describe_loss
 from kdkit.losses.multi_teacher import PerTeacher
+from kdkit.losses.positions import Masked
 from kdkit.losses.sides import TensorOrTuple, as_tuple, map_side
 from kdkit.losses.validation import ONE_OUTPUT
 from kdkit.nets.taps import AttentionTap, moves_channels
@@ -98,6 +99,11 @@ class TermCheck:
         loss = self.term.loss
         if advice := device_advice(error, self.first.device):
             return advice
+        if isinstance(loss, Masked) and self.teacher is None and not self.inputs.labels.is_floating_point():
+            return (
+                "; Masked compares numbers, not classes: give samples that should not count the ignore_index as label, "
+                "or write a function of (outputs, labels, *, inputs)"
+            )
         missing = {name for name in LOSS_KWARGS if f"'{name}'" in str(error)} - self.kwargs.keys()
         if isinstance(error, TypeError) and "missing" in str(error) and missing:  # of a loss with **kwargs
             names = ", ".join(name for name in LOSS_KWARGS if name in missing)
