@@ -202,12 +202,11 @@ def _left_out_samples(facts: Facts) -> Iterator[str]:
     for term in facts.module.terms:
         if term.target is None or term.rows is None or facts.context.position_dims:
             continue
-        loss = unwrapped(term.loss)
         advice = "a loss without labels, such as SoftTargets(), compares all samples"
-        if not is_of_kdkit(loss):
+        if not is_of_kdkit(unwrapped(term.loss)):
             label = " or ".join(map(str, term.ignored))
             advice = f"to compare all samples, set its attribute accepts_unknown = True; it then gets the label {label}"
-        reason = f"because {loss_name(loss)} takes labels"
+        reason = f"because {loss_name(term.loss)} takes labels"
         yield f"term {term.label!r} leaves out samples without a label, {reason}; {advice}"
 
 

@@ -10,9 +10,9 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import kdkit
-from kdkit import Match, Net, TorchData, Truth
+from kdkit import Match, Net, Teachers, TorchData, Truth
 from kdkit.errors import CheckError
-from kdkit.losses import DKD, SoftTargets
+from kdkit.losses import DKD, PerTeacher, SoftTargets
 from tests.helpers.positions import CLASSES, recipe_of
 
 
@@ -99,6 +99,14 @@ def test_a_loss_that_takes_labels_gets_samples_without_one_only_if_it_accepts_th
     with torch.no_grad():
         expected = nn.functional.mse_loss(student.module(inputs), teacher.module(inputs))
     torch.testing.assert_close(output.loss.detach(), expected)
+
+
+def test_weights_by_the_confidence_of_teachers_leave_out_samples_without_a_label_with_a_notice():
+    student = Net("student", nn.Linear(3, 3))
+    teachers = Teachers(*(Net(name, nn.Linear(3, 3), trained=True) for name in ("first", "second")))
+    objective = Match(teachers, PerTeacher(SoftTargets(), weights="confidence"))
+    recipe = recipe_of(objective, student, TorchData(unlabelled(), unlabelled(), ignore_index=-1))
+    assert any("samples without a label, because per_teacher takes" in notice for notice in kdkit.check(recipe).notices)
 
 
 def test_a_distiller_refuses_an_example_with_labels_that_mean_none_unless_they_are_declared():
