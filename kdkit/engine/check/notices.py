@@ -50,6 +50,7 @@ def stage_notices(facts: Facts) -> Iterator[str]:
     yield from _moved_channels(facts)
     yield from _untrained_offset(facts)
     yield from _left_out_samples(facts)
+    yield from _evaluated_norms(facts)
     yield from position_notices(facts)
 
 
@@ -208,6 +209,15 @@ def _left_out_samples(facts: Facts) -> Iterator[str]:
             advice = f"to compare all samples, set its attribute accepts_unknown = True; it then gets the label {label}"
         reason = f"because {loss_name(term.loss)} takes labels"
         yield f"term {term.label!r} leaves out samples without a label, {reason}; {advice}"
+
+
+def _evaluated_norms(facts: Facts) -> Iterator[str]:
+    for net, names in facts.evaluated_norms.items():
+        if names:
+            yield (
+                f"batch norms of net {net!r}, such as {names[0]!r}, are in eval mode, but will be in training mode, "
+                "which changes their statistics; to keep these, freeze the modules: requires_grad_(False)"
+            )
 
 
 def _initial_weights_in_average(facts: Facts, data: Data) -> Iterator[str]:

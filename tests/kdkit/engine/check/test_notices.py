@@ -504,6 +504,18 @@ def test_metrics_that_leave_out_classes_have_a_note_and_are_not_compared():
     assert not metrics["student"]["accuracy"].note
 
 
+def test_a_batch_norm_in_eval_mode_that_is_not_frozen_is_noticed():
+    student = Net("student", nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)))
+    assert not check(one_stage(student, plain_goal())).notices
+    student.module[1].eval()
+    (notice,) = check(one_stage(student, plain_goal())).notices
+    assert "batch norms of net 'student', such as '1', are in eval mode, but will be in training mode" in notice
+    student.module[1].requires_grad_(False)
+    assert not check(one_stage(student, plain_goal())).notices
+    student.module.requires_grad_(True).eval()  # as from_pretrained returns it
+    assert not check(one_stage(student, plain_goal())).notices
+
+
 class WithProjector:
     """A loss that is no nn.Module, so the optimizer does not get its projector."""
 
