@@ -12,6 +12,7 @@ from kdkit.data.batch import items_of, nested_tensors, rebuild
 from kdkit.errors import DataError
 
 MISSING_LABEL = -1  # the label of every sample in data without labels
+NO_LABEL = "give samples without a label the label -1, and pass ignore_index=-1"
 _OTHERS = "leave out indices and names of samples, and put what networks and losses need into the inputs"
 _LABEL_KEYS = ("label", "labels", "target", "targets", "y")  # conventions of Hugging Face, torchvision and others
 
@@ -60,7 +61,9 @@ class SampleKeys:
             is_array = isinstance(sample, Tensor)
             advice = "; put arrays of all samples in a dataset: TensorDataset(inputs, labels)" if is_array else ""
             if is_array or (isinstance(sample, Sequence) and len(sample) == 1):
-                advice += "; training samples without labels are kdkit.Unlabelled(dataset)"
+                advice += (
+                    f"; training data without labels is kdkit.Unlabelled(dataset); if a part has labels, {NO_LABEL}"
+                )
             elif isinstance(sample, Sequence):
                 advice = f"; {_OTHERS}"
             else:

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from kdkit.data.batch import Batch, as_targets
 from kdkit.data.dataset import Task
+from kdkit.data.label_check import LabelCheck
+from kdkit.data.labels import is_ignored
 from kdkit.data.samples import missing_labels
 from kdkit.engine.check.dry_run import dry_run
 from kdkit.engine.check.recipe_problems import repeated_names
@@ -348,7 +350,11 @@ class _WithOutputs(torch.autograd.Function):
 def _opened(stage: Stage, context: BuildContext, batch: Batch) -> OpenStage:
     """Check a stage, open it on the device of a batch, and warn of its notices. Raises CheckError with all problems."""
     (student,) = stage.objectives
-    problems = [*repeated_names([stage]), *_teacher_problems(stage, student), *_label_problems(stage, batch.labels)]
+    problems = [
+        *repeated_names([stage]),
+        *_teacher_problems(stage, student),
+        *_label_problems(stage, context, batch.labels),
+    ]
     problems = problems or stage_problems(stage, context)
     if problems:
         raise CheckError(problems)
@@ -386,7 +392,16 @@ def _teacher_problems(stage: Stage, student: Net[Any]) -> Iterator[str]:
             )
 
 
-def _label_problems(stage: Stage, labels: Tensor) -> Iterator[str]:
+def _label_problems(stage: Stage, context: BuildContext, labels: Tensor) -> Iterator[str]:
+    """Yield the problems of labels that mean "unknown" without being declared as such."""
+    if context.has_labels and any(map(uses_labels, stage.terms)) and labels.ndim == 1 and context.task == "multiclass":
+        check = LabelCheck("", context.task, context.classes, source="the example")
+        for index in ((labels < 0) & ~is_ignored(labels, context.ignored_labels)).nonzero()[:1, 0].tolist():
+            yield check.explain_index(int(labels[index]), f"index {index} of the batch")
+    yield from _beyond_probabilities(stage, labels)
+
+
+def _beyond_probabilities(stage: Stage, labels: Tensor) -> Iterator[str]:
     """Yield binary cross-entropies whose labels are beyond [0, 1], such as -1 for unknown ones. NaN is not beyond."""
     beyond = labels[(labels < 0) | (labels > 1)]
     for term in stage.terms if len(beyond) else ():

@@ -11,7 +11,7 @@ from kdkit.data.device_data import DeviceData
 from kdkit.engine.distributed.process_group import rank_device
 from kdkit.engine.failures.out_of_memory import explain_out_of_memory
 from kdkit.engine.options import RunOptions
-from kdkit.engine.predict import Predictor, compute_metrics
+from kdkit.engine.predict import Predictor, add_note, compute_metrics, note_on_classes
 from kdkit.engine.storage.finished_run import read_metrics, read_net_report
 from kdkit.engine.storage.run_files import RECORD
 from kdkit.errors import RecipeError, did_you_mean
@@ -68,14 +68,18 @@ def evaluate(
     _, split = reported_split(data)
     with explain_out_of_memory(recipe.stages[-1], split, options, device, trains=False):
         if of_run is None:
-            return compute_metrics(recipe.metrics, *predictor.predict_splits(chosen, batch_size=batch_size))
-        predictions = predictor.predict(chosen, split, batch_size=batch_size)
-    if predictions.classes != of_run.classes:
+            validation, predictions = predictor.predict_splits(chosen, batch_size=batch_size)
+        else:
+            validation, predictions = of_run, predictor.predict(chosen, split, batch_size=batch_size)
+    if predictions.classes != validation.classes:
         raise RecipeError(
-            f"the thresholds of the run are for the classes {describe_names(of_run.classes)}, but the predictions for "
-            f"the data have {describe_names(predictions.classes)}; give the data the classes of the run"
+            f"the thresholds of the run are for the classes {describe_names(validation.classes)}, but the predictions "
+            f"for the data have {describe_names(predictions.classes)}; give the data the classes of the run"
         )
-    return compute_metrics(recipe.metrics, of_run, predictions)
+    results = compute_metrics(recipe.metrics, validation, predictions)
+    if note := note_on_classes(chosen, data, predictions):
+        add_note(results, note)
+    return results
 
 
 def _validation_of_run(weights: Path, net: Net[Any]) -> Predictions:

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from time import monotonic
 from typing import Any
 
@@ -189,6 +190,28 @@ def classes_problem(
 def compute_metrics(metrics: Sequence[Metric], validation: Predictions, test: Predictions) -> dict[str, MetricResult]:
     """Return every metric by name. Thresholds are fitted on `validation`, results are computed on `test`."""
     return {metric.name: metric.fit(validation).compute(test) for metric in metrics}
+
+
+def add_note(results: dict[str, MetricResult], note: str, metric: str = "") -> None:
+    """Add a note to the result of a metric, by default the first one."""
+    name = metric or next(iter(results))
+    results[name] = replace(results[name], note="; ".join(filter(None, [results[name].note, note])))
+
+
+def note_on_classes(net: Net[Any], data: Data, predictions: Predictions) -> str:
+    """Return a note if the metrics of predictions leave out classes that only the data or the net has; "" otherwise."""
+    count, of_data, of_net = len(predictions.classes), len(data.classes), len(net.classes or data.classes)
+    if data.task == "regression":
+        return ""
+    if count < of_data:
+        entries = {"multilabel": "", "multiclass": "positions of " if data.position_dims else "samples of "}[data.task]
+        return (
+            f"net {net.name!r} has {count} of the {of_data} classes, and its metrics leave out {entries}the others: "
+            "they cannot be compared with those of networks that have all classes"
+        )
+    if count < of_net and data.task == "multiclass":
+        return f"the metrics of net {net.name!r} tell how well it chooses among {count} of its {of_net} classes"
+    return ""
 
 
 def _rows_of_rank(net: Net[Any], split: Split | LoaderSplit) -> Tensor | None:

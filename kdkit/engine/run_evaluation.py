@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ import torch
 from kdkit.data.dataset import Split, reported_split
 from kdkit.engine.baseline_differences import baseline_differences
 from kdkit.engine.failures.user_errors import located
-from kdkit.engine.predict import Predictor, compute_metrics
+from kdkit.engine.predict import Predictor, add_note, compute_metrics, note_on_classes
 from kdkit.engine.run_context import RunContext
 from kdkit.engine.storage.run_folder import RunFolder
 from kdkit.errors import RunFolderError, first_line
@@ -45,6 +44,7 @@ class RunEvaluation:
         self.student = next(list(stage.objectives)[-1] for stage in reversed(ctx.plan.stages) if not stage.baseline_of)
         self._compared: dict[str, SplitPredictions] = {}  # of students with a baseline, and of their baselines
         self._test_of_student: Predictions | None = None
+        self._lacks_classes: set[str] = set()  # names of networks whose metrics leave out classes
 
     def evaluate(self) -> None:
         """Compute and save the metrics of every network, and the differences between students and their baselines."""
@@ -59,7 +59,8 @@ class RunEvaluation:
             # After each network, so that a run that fails later keeps these metrics.
             self.folder.save_metrics(self.reported_on, self.metrics, complete=False)
         self._save_samples()
-        _note_weak_teachers(self.metrics, stages, metrics[0], self.reported_on)
+        comparable = {name: results for name, results in self.metrics.items() if name not in self._lacks_classes}
+        _note_weak_teachers(comparable, stages, metrics[0], self.reported_on)
         self._note_equal_labels()
         self.differences = tuple(baseline_differences(metrics, stages, self._compared))
         self.folder.save_metrics(self.reported_on, self.metrics, self.differences)
@@ -81,7 +82,12 @@ class RunEvaluation:
         baselines = baselines_of(stages)
         if net.name in {*baselines, *baselines.values()}:
             self._compared[net.name] = predictions
-        return compute_metrics(ctx.recipe.metrics, *predictions)
+        results = compute_metrics(ctx.recipe.metrics, *predictions)
+        if note := note_on_classes(net, data, predictions.test):
+            add_note(results, note)
+        if len(predictions.test.classes) < len(data.classes):
+            self._lacks_classes.add(net.name)
+        return results
 
     def _note_equal_labels(self) -> None:
         """Add a note to the first metric of the student if all samples have the same label, such as only positives."""
@@ -90,12 +96,11 @@ class RunEvaluation:
             return
         labels = predictions.labels
         if len(labels) > 1 and (labels == labels[0]).all():
-            name, result = next(iter(self.metrics[self.student.name].items()))
             note = (
                 f"all {len(labels)} labels of the {self.reported_on} split are alike, so a network that always returns "
                 "the same may have the best metrics"
             )
-            self.metrics[self.student.name][name] = replace(result, note="; ".join(filter(None, [result.note, note])))
+            add_note(self.metrics[self.student.name], note)
 
     def _save_samples(self) -> None:
         """Save the samples that the student got most wrong, if the data can be shown in a report."""
@@ -148,6 +153,5 @@ def _note_weak_teachers(
                     f"{metric.name} of teacher {teacher!r} on {split}, {values[0]:.3g}, is worse than that of "
                     f"{better}, {values[1]:.3g}: a better teacher may help more"
                 )
-                notes = "; ".join(filter(None, [results[0].note, note]))
-                metrics[teacher][metric.name] = replace(results[0], note=notes)
+                add_note(metrics[teacher], note, metric.name)
                 break

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from kdkit.engine.predict import note_on_classes
 from kdkit.engine.run_record import versions
 from kdkit.engine.storage.run_folder import can_resume, read_record
 from kdkit.export.gates import Reference
@@ -51,6 +52,7 @@ def metadata_of(source: ExportSource, reference: Reference, weights: Path) -> di
             *undescribed_inputs(source),
             # for example, that a stage is not finished
             *(f"weights: {fact}" for fact in find_weights(weights, source.net.name, None).facts),
+            *filter(None, [note_on_classes(source.net, data, reference.test)]),
         ],
     }
 

@@ -21,27 +21,38 @@ from kdkit.losses.sides import Shapes
 from kdkit.losses.validation import require_built, require_same_outputs, require_sides, validate_count, validate_share
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HardTargets:
     """Cross-entropy with the teacher's predicted class.
 
     In nats, mean over the batch. If the student has a separate head for it, as DeiT has for its distillation token, tap
     that head: Match(teacher, HardTargets(), student=Tap(net.module.head_dist)). The paper's term for the labels is
     separate: Truth(...).
+    threshold: a sample counts as 0 if the teacher gives its class a lower probability, as in FixMatch (Sohn et al.
+    2020, arXiv:2001.07685, eq. 4), with 0.95.
 
-    Formula: -1/N · Σ log q[argmax t], with q = softmax(s)
+    Formula: -1/N · Σ log q[argmax t] over samples with max p ≥ threshold, with q = softmax(s) and p = softmax(t)
     Shapes: logits (N, C)
     Source: Touvron et al. 2021, "Training data-efficient image transformers & distillation through attention",
         arXiv:2012.12877, eq. 3
     """
 
+    threshold: float = 0.0
+
     per_position = True
     mean_over_rows = True
+
+    def __post_init__(self) -> None:
+        validate_share("threshold", self.threshold)
 
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the cross-entropy, which approaches 0 as the student becomes sure of the teacher's class."""
         require_same_outputs(student, target, self)
-        return F.cross_entropy(upcast_half(student), target.argmax(1))  # eq. 3, its second term
+        if not self.threshold:
+            return F.cross_entropy(upcast_half(student), target.argmax(1))  # eq. 3, its second term
+        probability, classes = upcast_half(target).softmax(1).max(1)
+        values = F.cross_entropy(upcast_half(student), classes, reduction="none")
+        return values.masked_fill(probability < self.threshold, 0).mean()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -90,9 +90,9 @@ class MovingAverage:
 
 
 def validate_decay(decay: object) -> None:
-    """Raise RecipeError unless the decay of an average is between 0 and 1."""
-    if not is_number(decay) or not 0 < decay < 1:
-        raise RecipeError(f"the decay of an average must be between 0 and 1; got {decay!r}")
+    """Raise RecipeError unless the decay of an average is at least 0 and below 1."""
+    if not is_number(decay) or not 0 <= decay < 1:
+        raise RecipeError(f"the decay of an average must be at least 0 and below 1; got {decay!r}")
 
 
 def _resize(average: Tensor, value: Tensor) -> None:

@@ -137,15 +137,21 @@ class Images:
             )
 
     @classmethod
-    def from_timm(cls, module: nn.Module, *, resize: bool = False) -> "Images":
-        """Return the normalisation that a timm model was trained with. With `resize`, also resize to its input size."""
+    def from_timm(
+        cls, module: nn.Module, *, resize: bool = False, only: str | int | None = None, channels_last: bool = False
+    ) -> "Images":
+        """Return the normalisation that a timm model was trained with. With `resize`, also resize to its input size.
+
+        only, channels_last: the fields of the view.
+        """
         config = getattr(module, "pretrained_cfg", None)
         if not config:
             raise RecipeError(
                 f"{type(module).__name__} has no pretrained_cfg with a normalisation; is it a timm model?"
             )
         size = tuple(config["input_size"][1:]) if resize else None  # input_size is (channels, height, width)
-        return cls(mean=tuple(config["mean"]), std=tuple(config["std"]), size=size)
+        mean, std = tuple(config["mean"]), tuple(config["std"])
+        return cls(mean=mean, std=std, size=size, only=only, channels_last=channels_last)
 
     @property
     def key(self) -> str:

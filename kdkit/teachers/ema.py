@@ -22,7 +22,9 @@ class Ema(OnlineTeacher):
 
     The average runs in eval mode. Taps on the network's layers are moved to the layers of the average.
     decay: the weight of the old average in each update. In the first updates it is at most 1 - 1 / (updates + 1), so
-    that the initial weights are soon forgotten. view: the inputs of the average, if they differ from the network's.
+    that the initial weights are soon forgotten. 0 for the network itself, as of its last update, which with a `view`
+    teaches a strongly augmented sample by a weakly augmented one (FixMatch).
+    view: the inputs of the average, if they differ from the network's.
     """
 
     decay: float = 0.999

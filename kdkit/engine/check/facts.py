@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from kdkit.data.batch import Batch
 from kdkit.engine.check.plan import TermSummary
@@ -34,6 +35,7 @@ class Facts:
     untrained_outputs: whether the outputs of every student depend on parameters that no term trains.
     untrained_weights: by the label of a term, parameters that its loss uses and that the stage does not train.
     computes_ctc: whether a term calls the CTC loss of torch.
+    evaluated_norms: by student, batch norms in eval mode, although they are trained and the rest is in training mode.
     """
 
     def __init__(self, open_stage: OpenStage, batch: Batch) -> None:
@@ -51,6 +53,7 @@ class Facts:
         self.untrained_outputs = False
         self.untrained_weights: dict[str, set[Tensor]] = {}
         self.computes_ctc = False
+        self.evaluated_norms = {net.name: _evaluated_norms(net.module) for net in self.module.students}
 
     def value_changes(self, term: BoundTerm, inputs: TermInputs, student: Tensor) -> bool:
         """Return whether the value of a term changes if `student` replaces its student side."""
@@ -67,3 +70,13 @@ class Facts:
                 return not torch.allclose(value(inputs.student), value(student), rtol=1e-3, atol=1e-6)
         except Exception:  # the loss may be user-defined, or only take probabilities
             return True
+
+
+def _evaluated_norms(module: nn.Module) -> list[str]:
+    """Return the names of the batch norms of a module in training mode that are in eval mode, but not frozen."""
+    return [
+        name
+        for name, part in module.named_modules()
+        if module.training and isinstance(part, _BatchNorm) and not part.training
+        if any(parameter.requires_grad for parameter in part.parameters())
+    ]

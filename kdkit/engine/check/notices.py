@@ -21,7 +21,7 @@ from kdkit.engine.stage.terms import BoundTerm
 from kdkit.engine.stage.train_state import build_balancer, optimized_parameters
 from kdkit.engine.stage.training_batches import batches_per_epoch
 from kdkit.errors import DataError
-from kdkit.losses.base import loss_name
+from kdkit.losses.base import is_of_kdkit, loss_name, unwrapped
 from kdkit.losses.sides import as_tuple
 from kdkit.metrics.base import Metric
 from kdkit.metrics.bootstrap import without_interval
@@ -49,6 +49,8 @@ def stage_notices(facts: Facts) -> Iterator[str]:
     yield from _features_of_one_side(facts)
     yield from _moved_channels(facts)
     yield from _untrained_offset(facts)
+    yield from _left_out_samples(facts)
+    yield from _evaluated_norms(facts)
     yield from position_notices(facts)
 
 
@@ -193,6 +195,28 @@ def _untrained_offset(facts: Facts) -> Iterator[str]:
                 f"the probability of a label of net {net.name!r} is not trained: {loss_name(on_outputs[0].loss)} "
                 "compares classes with each other, as if a sample had only one, and stays the same if all outputs of a "
                 "sample are larger; add Truth(nn.BCEWithLogitsLoss()), or use a PerLabel... loss"
+            )
+
+
+def _left_out_samples(facts: Facts) -> Iterator[str]:
+    """Yield terms that leave out samples without a label, although they compare the student with a teacher."""
+    for term in facts.module.terms:
+        if term.target is None or term.rows is None or facts.context.position_dims:
+            continue
+        advice = "a loss without labels, such as SoftTargets(), compares all samples"
+        if not is_of_kdkit(unwrapped(term.loss)):
+            label = " or ".join(map(str, term.ignored))
+            advice = f"to compare all samples, set its attribute accepts_unknown = True; it then gets the label {label}"
+        reason = f"because {loss_name(term.loss)} takes labels"
+        yield f"term {term.label!r} leaves out samples without a label, {reason}; {advice}"
+
+
+def _evaluated_norms(facts: Facts) -> Iterator[str]:
+    for net, names in facts.evaluated_norms.items():
+        if names:
+            yield (
+                f"batch norms of net {net!r}, such as {names[0]!r}, are in eval mode, but will be in training mode, "
+                "which changes their statistics; to keep these, freeze the modules: requires_grad_(False)"
             )
 
 

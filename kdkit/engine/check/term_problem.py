@@ -16,6 +16,7 @@ from kdkit.engine.stage.terms import BoundTerm
 from kdkit.errors import KdkitError, first_line
 from kdkit.losses.base import LOSS_KWARGS, describe_loss
 from kdkit.losses.multi_teacher import PerTeacher
+from kdkit.losses.positions import Masked
 from kdkit.losses.sides import TensorOrTuple, as_tuple, map_side
 from kdkit.losses.validation import ONE_OUTPUT
 from kdkit.nets.taps import AttentionTap, moves_channels
@@ -71,7 +72,7 @@ class TermCheck:
         try:
             with watch, warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
-                value = self.value = self._value(self.inputs.student)
+                value = self.value = self._value(self.inputs.student, self.target)
         except KdkitError as error:
             return str(error)
         except Exception as error:  # a user-defined loss may raise anything, or not fit its two sides
@@ -87,17 +88,22 @@ class TermCheck:
             )
         return problem or self._value_problem(value)
 
-    def _value(self, student: TensorOrTuple) -> Any:
+    def _value(self, student: TensorOrTuple, target: TensorOrTuple) -> Any:
         """Return the value of the loss, and restore its buffers: a memory bank updates them in a call."""
         loss = self.term.loss
         with preserve_buffers([loss] if isinstance(loss, nn.Module) else []):
-            return loss(student, self.target, **self.kwargs)
+            return loss(student, target, **self.kwargs)
 
     def _advice_for_sides(self, error: Exception) -> str:
         """Return advice for a loss that raises an error for its two sides; "" if there is none."""
         loss = self.term.loss
         if advice := device_advice(error, self.first.device):
             return advice
+        if isinstance(loss, Masked) and self.teacher is None and not self.inputs.labels.is_floating_point():
+            return (
+                "; Masked compares numbers, not classes: give samples that should not count the ignore_index as label, "
+                "or write a function of (outputs, labels, *, inputs)"
+            )
         missing = {name for name in LOSS_KWARGS if f"'{name}'" in str(error)} - self.kwargs.keys()
         if isinstance(error, TypeError) and "missing" in str(error) and missing:  # of a loss with **kwargs
             names = ", ".join(name for name in LOSS_KWARGS if name in missing)
@@ -224,14 +230,23 @@ class TermCheck:
         return None
 
     def _is_zero_for_noise(self) -> bool:
-        """Whether the loss is also zero for a noisy student, which means that it is zero for every student."""
-        noisy = map_side(lambda tensor: tensor + torch.randn_like(tensor), self.inputs.student)
+        """Whether the loss is also zero for a noisy student, which means that it is zero for every student.
+
+        Noise of 100 makes the target confident, for losses that leave out samples of which a teacher is unsure.
+        """
+        targets = [self.target] if self.teacher is None else [self.target, _noisy(self.target, 100)]
+        student = _noisy(self.inputs.student, 1)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                return bool(self._value(noisy) == 0)
+                return all(bool(self._value(student, target) == 0) for target in targets)
             except Exception:  # the loss may be user-defined, or only take probabilities
                 return False
+
+
+def _noisy(side: TensorOrTuple, scale: float) -> TensorOrTuple:
+    """Return a side with noise added."""
+    return map_side(lambda tensor: tensor + scale * torch.randn_like(tensor), side)
 
 
 class _WatchBroadcast(TorchFunctionMode):

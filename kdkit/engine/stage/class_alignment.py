@@ -10,6 +10,7 @@ from kdkit.engine.stage.term_inputs import TermInputs
 from kdkit.errors import RecipeError
 from kdkit.losses.columns import SelectColumns
 from kdkit.losses.sides import as_tuple
+from kdkit.utils.reprs import describe_names
 
 Columns = tuple[int, ...]  # indices of classes in an output, (batch, classes)
 
@@ -29,8 +30,11 @@ def shared_classes(
     indices = [{name: index for index, name in enumerate(side)} for side in (first, *rest)]
     names = [name for name in first if all(name in index for index in indices[1:])]
     if not names:
-        against = " against ".join(f"{', '.join(side[:5])} ..." for side in (first, *rest))
-        raise RecipeError(f"{description} share no class: {against}")
+        raise RecipeError(
+            f"{description} share no class: {' against '.join(map(describe_names, (first, *rest)))}; name the outputs "
+            "of a network by Net(..., classes=[...]) if they are not the classes of the data, and use a loss without "
+            "labels for classes that the data lacks"
+        )
     position = {name: number for number, name in enumerate(order)}
     if all(name in position for name in names):
         names.sort(key=position.__getitem__)

@@ -10,6 +10,7 @@ from kdkit.errors import RecipeError
 from kdkit.losses.base import (
     BuildableLoss,
     BuildContext,
+    accepts_unknown,
     allows_any_classes,
     extra_kwargs_of,
     is_of_torch,
@@ -107,7 +108,8 @@ class TermBinding:
         """Return how the rows with a label are selected, or None if the loss takes the inputs unchanged."""
         context = self.context
         # A sample without a label can still be compared with a teacher. A loss on labels has its own ignore_index.
-        of_samples = bool(context.ignored_labels) and self.match is not None and self.uses_labels
+        takes_labels = self.match is not None and self.uses_labels and not accepts_unknown(self.loss)
+        of_samples = bool(context.ignored_labels) and takes_labels
         if not (is_per_position(self.loss) if context.position_dims else of_samples):
             return None
         return LabelledRows(
@@ -122,9 +124,10 @@ class TermBinding:
         context, sides = self.context, self._class_sides()
         if not sides.classes:
             return None, _ALL_COLUMNS
-        names = " and ".join(name if name == _THE_DATA else repr(name) for name in sides.classes)
-        description = f"net {names}" if len(sides.classes) < 3 else f"nets {names}"
-        columns = shared_classes(tuple(sides.classes.values()), description, context.classes)
+        nets = [repr(name) for name in sides.classes if name != _THE_DATA]
+        names = " and ".join([*nets, _THE_DATA] if _THE_DATA in sides.classes else nets)
+        names = f"nets {names}" if len(nets) > 1 else f"net {names}"
+        columns = shared_classes(tuple(sides.classes.values()), names, context.classes)
         if columns is None:
             return None, _ALL_COLUMNS
         shared = dict(zip(sides.classes, columns, strict=True))
@@ -133,7 +136,7 @@ class TermBinding:
             labels = None  # every class is shared, so labels are unchanged, and no sample is dropped
         if context.position_dims and labels is not None and self.rows is None:
             raise RecipeError(
-                f"net {names} have different classes, but a loss on whole outputs cannot leave out the positions of "
+                f"{names} have different classes, but a loss on whole outputs cannot leave out the positions of "
                 "other classes; use PerPosition(loss), or give the networks the classes of the data"
             )
         targets = tuple(shared[member.name] for member in sides.members)

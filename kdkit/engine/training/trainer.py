@@ -116,6 +116,14 @@ class StageTrainer:
                 "in every epoch, so it could not choose the best epoch, and the last one is kept",
                 stacklevel=2,
             )
+        # In a first epoch, a teacher such as Past has no output, and the average of the student may be the student.
+        for label in self.history[0]["terms"] if len(self.history) > 1 else ():
+            if all(entry["terms"][label] == 0 for entry in self.history):
+                warnings.warn(
+                    f"stage {self.stage.name!r}: term {label!r} was 0 in every batch, so it had no effect; its loss "
+                    "may have left out all samples, as a mask or a threshold can",
+                    stacklevel=2,
+                )
 
     @contextmanager
     def _opened(self, batch: Batch) -> Iterator[OpenStage]:

@@ -159,6 +159,21 @@ def test_weights_of_a_run_with_other_classes_are_refused_unless_these_are_named(
         assert sum(conflict.format("teacher") in problem for problem in problems) == count == len(problems)
 
 
+@pytest.mark.parametrize(
+    ("classes", "note"),
+    [
+        ("ab", "net 'student' has 2 of the 3 classes, and its metrics leave out samples of the others"),
+        ("abcde", "the metrics of net 'student' tell how well it chooses among 3 of its 5 classes"),
+    ],
+)
+def test_metrics_of_weights_with_fewer_or_more_classes_than_the_data_have_a_note(tmp_path, classes, note):
+    net = Net("student", nn.Linear(4, len(classes)), classes=list(classes))
+    torch.save(net.module.state_dict(), tmp_path / "old.pt")
+    recipe = one_stage(net, plain_goal(), tiny_data(classes=list("abc")))
+    metrics = kdkit.evaluate(recipe, tmp_path / "old.pt", options=kdkit.RunOptions(device="cpu"))
+    assert note in metrics["accuracy"].note
+
+
 def test_later_data_are_evaluated_with_the_thresholds_of_the_run(tmp_path):
     def recipe(*seeds, name="student", **options):
         splits = [samples("multilabel", 20, seed=seed) for seed in seeds]

@@ -429,6 +429,20 @@ def test_samples_that_lack_an_input_are_refused_and_not_those_of_the_others_drop
         TorchData(rows, rows, classes=3).train.batch(torch.arange(4), 0)
 
 
+@pytest.mark.parametrize(
+    ("unlabelled", "message"),
+    [
+        (torch.zeros(2), "have different forms, such as a tuple of 2 and a Tensor; return pairs .*: give samples"),
+        ((torch.zeros(2),), "have different forms, such as a tuple of 2 and a tuple of 1; return pairs"),
+        ((torch.zeros(2), None), "have None instead of a tensor; give samples without a label the label -1, and pass"),
+    ],
+)
+def test_a_mixture_of_samples_with_and_without_labels_is_refused_with_the_remedy(unlabelled, message):
+    data = TorchData([(torch.zeros(2), 0)] * 2 + [unlabelled] * 2, samples(), classes=3)
+    with pytest.raises(DataError, match=message):
+        data.train.batch(torch.arange(4), 0)
+
+
 def test_sparse_samples_are_refused_with_the_remedy():
     rows = Rows([(torch.eye(3)[row].to_sparse(), row) for row in range(3)])
     with pytest.raises(DataError, match=r"samples of the train data are sparse, .*; make them dense, \.to_dense\(\)"):

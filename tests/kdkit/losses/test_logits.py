@@ -233,6 +233,16 @@ def test_hard_targets_depend_on_the_teachers_decision_not_on_its_confidence():
     torch.testing.assert_close(HardTargets()(student, target), F.cross_entropy(student, target.argmax(1)))
 
 
+def test_hard_targets_with_a_threshold_count_samples_of_which_the_teacher_is_unsure_as_zero():
+    student, target = torch.randn(4, 3), torch.tensor([[9.0, 0, 0], [0, 1, 0], [0, 0, 1.2], [0, 9, 0]])
+    sure = torch.tensor([0, 3])
+    expected = F.cross_entropy(student[sure], torch.tensor([0, 1])) / 2
+    torch.testing.assert_close(HardTargets(threshold=0.9)(student, target), expected)
+    assert HardTargets(threshold=0.9)(student, target[1:3].repeat(2, 1)) == 0
+    with pytest.raises(RecipeError, match="threshold must be a number in"):
+        HardTargets(threshold=95)
+
+
 @pytest.mark.parametrize("shape", [(4, 6), (4, 6, 7), (4, 6, 3, 2)])
 def test_a_second_head_is_built_for_the_features_and_trained(shape):
     context = BuildContext(classes=tuple("abcde"), task="multiclass", samples=4, ids=True)

@@ -175,6 +175,8 @@ def test_images_take_the_normalisation_of_a_timm_model():
     model.pretrained_cfg = {"mean": (0.4, 0.4, 0.4), "std": (0.2, 0.2, 0.2), "input_size": (3, 8, 9)}
     assert Images.from_timm(model) == Images(mean=(0.4,) * 3, std=(0.2,) * 3)
     assert Images.from_timm(model, resize=True).size == (8, 9)
+    view = Images.from_timm(model, only="image", channels_last=True)
+    assert (view.only, view.channels_last) == ("image", True)
 
 
 def test_a_model_without_a_normalisation_is_refused():

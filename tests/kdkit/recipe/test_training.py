@@ -446,9 +446,9 @@ def test_a_schedule_of_timm_can_be_resumed():
 # Averages of weights
 
 
-@pytest.mark.parametrize("decay", [0, 1, 1.5, float("nan"), "a", None])
-def test_the_decay_of_an_average_must_be_between_zero_and_one(decay):
-    with pytest.raises(RecipeError, match=f"the decay of an average must be between 0 and 1; got {decay!r}"):
+@pytest.mark.parametrize("decay", [-0.1, 1, 1.5, float("nan"), "a", None])
+def test_the_decay_of_an_average_must_be_at_least_zero_and_below_one(decay):
+    with pytest.raises(RecipeError, match=f"the decay of an average must be at least 0 and below 1; got {decay!r}"):
         AverageWeights(decay=decay)
 
 

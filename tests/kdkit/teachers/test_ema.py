@@ -34,6 +34,19 @@ def test_an_average_follows_the_net_by_its_decay():
     session.close()
 
 
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_an_average_with_a_decay_of_zero_is_the_net_as_of_its_last_update(precision):
+    student = Net("student", nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 3)).to(precision))
+    session = open_teacher(Ema(student, decay=0), (), CONTEXT)
+    for _ in range(2):
+        with torch.no_grad():
+            student.module(torch.randn(8, 4, dtype=precision))  # changes the statistics of the batch norm
+            student.module[1].weight.add_(1)
+        session.on_step()
+        for name, tensor in student.module.state_dict().items():
+            assert torch.equal(session._average.module.state_dict()[name], tensor)
+
+
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
 def test_the_average_of_a_net_in_half_precision_follows_it(precision):
     student = Net("student", nn.Linear(4, 3).to(precision))
@@ -166,7 +179,7 @@ def test_two_averages_of_a_net_are_allowed_in_two_stages_but_not_in_one():
     assert not check(Recipe(data=tiny_data(), schedule=[*stages])).problems
 
 
-@pytest.mark.parametrize("decay", [0, 1, -0.5, float("nan"), True, "0.9"])
-def test_the_decay_of_an_average_must_be_between_zero_and_one(decay):
-    with pytest.raises(RecipeError, match=f"the decay of an average must be between 0 and 1; got {decay!r}"):
+@pytest.mark.parametrize("decay", [1, -0.5, float("nan"), True, "0.9"])
+def test_the_decay_of_an_average_must_be_at_least_zero_and_below_one(decay):
+    with pytest.raises(RecipeError, match=f"the decay of an average must be at least 0 and below 1; got {decay!r}"):
         Ema(tiny_net("student"), decay=decay)

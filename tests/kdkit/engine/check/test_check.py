@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, StackDataset, TensorDataset
 from kdkit import (
     AverageWeights,
     CosineRamp,
+    Ema,
     Inputs,
     Match,
     MetricResult,
@@ -433,6 +434,15 @@ def test_a_loss_that_is_zero_for_the_first_samples_or_at_the_start_is_valid():
     teacher = tiny_net("teacher", trained=True)
     objective = Match(teacher, Masked(SoftTargets(), mask=of_no_sample)) + Match(teacher, growing) + plain_goal()
     check(one_stage(tiny_net("student"), objective)).require()
+
+
+def test_a_loss_that_leaves_out_samples_of_which_the_teacher_is_unsure_is_valid():
+    def confident(student, target):
+        probability, classes = target.softmax(1).max(1)
+        return ((probability >= 0.99) * F.cross_entropy(student, classes, reduction="none")).mean()
+
+    student = tiny_net("student")
+    check(one_stage(student, plain_goal() + Match(Ema(student), confident))).require()
 
 
 def loss_with_requirements(*requirements):

@@ -486,6 +486,36 @@ def test_a_teacher_that_is_worse_than_the_student_alone_is_noted_too():
     assert "is worse than that of 'student-alone', " in metrics["teacher"]["accuracy"].note
 
 
+def test_metrics_that_leave_out_classes_have_a_note_and_are_not_compared():
+    old, student = Net("old", nn.Linear(4, 2), trained=True, classes=["a", "b"]), Net("student", nn.Linear(4, 3))
+    with torch.no_grad():  # the old network is right on half of its samples, the student on those of the new class
+        old.module.bias.copy_(torch.tensor([0.0, 99]))
+        student.module.bias.copy_(torch.tensor([0.0, 0, 99]))
+    rows = TensorDataset(torch.zeros(60, 4), (torch.arange(60) // 10).clamp(max=2))
+    data = TorchData(rows, rows, classes=["a", "b", "c"])
+    objective = plain_goal() + Match(old, SoftTargets())
+    recipe = one_stage(student, objective, data, optimizer=Optimizer(torch.optim.SGD, lr=1e-9))
+    metrics = run(recipe, device="cpu", measure=False).metrics
+    assert metrics["old"]["accuracy"].value < metrics["student"]["accuracy"].value
+    assert metrics["old"]["accuracy"].note == (
+        "net 'old' has 2 of the 3 classes, and its metrics leave out samples of the others: they cannot be compared "
+        "with those of networks that have all classes"
+    )
+    assert not metrics["student"]["accuracy"].note
+
+
+def test_a_batch_norm_in_eval_mode_that_is_not_frozen_is_noticed():
+    student = Net("student", nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)))
+    assert not check(one_stage(student, plain_goal())).notices
+    student.module[1].eval()
+    (notice,) = check(one_stage(student, plain_goal())).notices
+    assert "batch norms of net 'student', such as '1', are in eval mode, but will be in training mode" in notice
+    student.module[1].requires_grad_(False)
+    assert not check(one_stage(student, plain_goal())).notices
+    student.module.requires_grad_(True).eval()  # as from_pretrained returns it
+    assert not check(one_stage(student, plain_goal())).notices
+
+
 class WithProjector:
     """A loss that is no nn.Module, so the optimizer does not get its projector."""
 

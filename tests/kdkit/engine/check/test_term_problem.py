@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from kdkit import Match, Net, Tap, Teachers, TorchData, Truth, check
-from kdkit.losses import PerTeacher, ReverseKL, SoftTargets
+from kdkit.losses import Masked, PerTeacher, ReverseKL, SoftTargets
 from tests.helpers.open_stages import only_problem
 from tests.helpers.tiny import Mlp, one_stage, plain_goal, samples, tiny_net
 
@@ -37,6 +37,12 @@ def teacher_and_student():
 def test_a_loss_of_torch_on_probabilities_or_labels_refuses_the_logits_of_a_teacher(loss, message):
     teacher, student = teacher_and_student()
     assert re.search(message, only_problem(one_stage(student, plain_goal() + Match(teacher, loss))))
+
+
+def test_labels_of_some_samples_alone_need_another_form_than_a_mask():
+    truth = Truth(Masked(nn.CrossEntropyLoss(), mask=lambda inputs: inputs[:, 0] > -9))
+    problem = only_problem(one_stage(tiny_net("student"), truth))
+    assert "Masked compares numbers, not classes: give samples that should not count the ignore_index" in problem
 
 
 class ByHand(nn.Module):

@@ -39,8 +39,8 @@ def test_the_same_classes_in_another_order_are_aligned():
 
 
 def test_sides_without_a_shared_class_are_refused():
-    with pytest.raises(RecipeError, match=r"student and teacher share no class: a ... against b"):
-        shared_classes((["a"], ["b"]), "student and teacher", "ab")
+    with pytest.raises(RecipeError, match=r"nets 'new' and 'old' share no class: a, b against c; name the outputs"):
+        shared_classes((["a", "b"], ["c"]), "nets 'new' and 'old'", "abc")
 
 
 def test_columns_are_selected_in_the_same_order_on_both_sides():
