@@ -91,11 +91,16 @@ def require_lengths(lengths: Any, rows: int) -> Tensor:
     return tensor.double().cpu()
 
 
-def require_sampler(sampler: Any, rows: int) -> None:
+def require_sampler(sampler: Any, split: Split | LoaderSplit) -> None:
     """Raise DataError unless a sampler draws as many rows of a split as its length, and the same with the same seed."""
+    if isinstance(split, LoaderSplit):
+        raise DataError(
+            "sampler is for a training Dataset, but this is a DataLoader or a stream, which has its own order; pass it "
+            "to the DataLoader, or the Dataset to TorchData"
+        )
     if isinstance(sampler, DistributedSampler):
         raise DataError("sampler must draw the samples of all processes, which kdkit divides; got a DistributedSampler")
-    first, second = (sampled(sampler, rows, seed=0) for _ in range(2))
+    first, second = (sampled(sampler, len(split), seed=0) for _ in range(2))
     if not first.equal(second):
         raise DataError(
             f"{type(sampler).__name__} draws other rows with the same seed, so a run could not be repeated or resumed; "

@@ -323,13 +323,8 @@ def _with_lengths(split: TorchSplit, lengths: Any) -> TorchSplit:
 
 def _with_sampler(split: TorchSplit, sampler: Any) -> TorchSplit:
     """Return a split whose training rows are drawn by a sampler."""
-    if isinstance(split, LoaderSplit):
-        raise DataError(
-            "sampler is for a training Dataset, but this is a DataLoader or a stream, which has its own order; pass it "
-            "to the DataLoader, or the Dataset to TorchData"
-        )
-    require_sampler(sampler, len(split))
-    return replace(split, sampler=sampler)
+    require_sampler(sampler, split)
+    return replace(split, sampler=sampler) if isinstance(split, DatasetSplit) else split
 
 
 def _draws_of(splits: Mapping[str, TorchSplit], draws: int | None) -> int | None:

@@ -174,6 +174,26 @@ def test_a_run_does_not_resume_with_other_weights_of_its_sampler(tmp_path):
         kdkit.run(image_recipe(sampler=WeightedRandomSampler(RARE + 1, 24)), out=tmp_path / "run", resume=True)
 
 
+class Growing:
+    """A sampler that draws more rows in each epoch."""
+
+    epoch = 0
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __iter__(self):
+        return iter(range(len(self)))
+
+    def __len__(self):
+        return 8 + 8 * self.epoch
+
+
+def test_a_sampler_that_draws_more_rows_in_the_next_epoch_is_refused():
+    with pytest.raises(DataError, match=r"as many rows in each epoch, but its length was 8 and is now 16; .* DataLo"):
+        kdkit.run(image_recipe(sampler=Growing(), training={"epochs": 2}))
+
+
 class Stateful:
     """A sampler whose order depends on how often it was read."""
 
@@ -213,6 +233,12 @@ def test_a_sampler_that_is_set_on_a_split_is_checked(sampler):
     recipe = image_recipe()
     recipe.data.train.sampler = sampler
     assert any("sampler must" in problem or "Stateful draws" in problem for problem in kdkit.check(recipe).problems)
+
+
+def test_a_sampler_that_is_set_on_the_split_of_a_data_loader_is_refused():
+    recipe = image_recipe(DataLoader(IMAGE_DATA, batch_size=8))
+    recipe.data.train.sampler = RandomSampler(IMAGE_DATA)
+    assert any("pass it to the DataLoader" in problem for problem in kdkit.check(recipe).problems)
 
 
 def test_a_run_resumes_with_the_sampler_object_that_has_counted_its_epochs(tmp_path):
