@@ -205,9 +205,14 @@ class TorchData(Data):
                 if value is not None:
                     digest.update(f"{option}={value}".encode())
             if not isinstance(split, LoaderSplit) and self.draws is not None:
-                batch = split.batch(torch.tensor([0, len(split) - 1]), 0)
-                for content in content_of((batch.inputs, batch.labels, batch.weights)):
-                    digest.update(content)
+                rows = torch.tensor([0, len(split) - 1])
+                try:
+                    batches = [split.batch(rows, 0)]
+                except DataError:  # samples of different shapes, for batches of one
+                    batches = [split.batch(row, 0) for row in torch.split(rows, 1)]
+                for batch in batches:
+                    for content in content_of((batch.inputs, batch.labels, batch.weights)):
+                        digest.update(content)
         if not isinstance(self.train, LoaderSplit) and self.train.lengths is not None:
             for content in content_of(self.train.lengths):
                 digest.update(content)

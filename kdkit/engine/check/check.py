@@ -7,7 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdkit.data.dataset import Data, LoaderSplit, require_splits
+from kdkit.data.dataset import LoaderSplit, Split, require_splits
+from kdkit.data.label_check import LabelCheck
+from kdkit.data.loading import batches
+from kdkit.data.reading import ReadBatches
 from kdkit.data.torch_splits import StreamSplit
 from kdkit.engine.check.dry_run import dry_run
 from kdkit.engine.check.estimate import Estimator, StageEstimate
@@ -64,9 +67,7 @@ def check(
         require_splits(recipe.data)
         recipe = recipe.with_stages(recipe.stages)  # a schedule may create other stages in its next call
         context = build_context(recipe.data)
-        problems = [*recipe_problems(recipe, context)]
-        if estimate is not None:
-            problems += _problems_of_samples(recipe.data)
+        problems = [*recipe_problems(recipe, context), *_problems_of_samples(recipe)]
         estimator = None if estimate is None else Estimator(recipe, estimate)
         checks = [_check_stage(recipe, stage, context, device, precision, estimator) for stage in recipe.stages]
     reported: set[str] = set()
@@ -178,12 +179,20 @@ def _check_stage(
     return result
 
 
-def _problems_of_samples(data: Data) -> Iterator[str]:
-    """Yield the error of reading the samples of all splits by which a run is identified."""
-    try:
-        str(data.fingerprint)
-    except DataError as error:
-        yield str(error)
+def _problems_of_samples(recipe: Recipe) -> Iterator[str]:
+    """Yield the errors of reading the first and the last sample of each split, in one batch if batches have several.
+
+    Otherwise a run would read the test split only after the training.
+    """
+    data = recipe.data
+    size = min(2, max((stage.training.batch_size for stage in recipe.stages), default=2))
+    for split in (data.train, data.validation, data.test):
+        if isinstance(split, Split) and len(split):
+            ends = torch.tensor([0, len(split) - 1])
+            try:
+                ReadBatches(batches(split, size, order=ends), LabelCheck.of_data(data, split)).take(2)
+            except DataError as error:
+                yield str(error)
 
 
 def _baseline_problems(checks: Sequence[_StageCheck]) -> Iterator[str]:

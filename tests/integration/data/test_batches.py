@@ -1,5 +1,6 @@
 """Batches of every form: samplers, padded texts, changes of whole batches such as mixup, and weights of samples."""
 
+import json
 from collections import namedtuple
 from dataclasses import dataclass
 
@@ -269,6 +270,29 @@ def test_a_data_loader_and_distill_take_no_sampler_of_other_data():
 
 
 # Texts and signals of different lengths
+
+
+def test_samples_of_different_sizes_are_trained_and_cached_in_batches_of_one(tmp_path):
+    class Sizes(Dataset):
+        """Images, each of another width."""
+
+        def __len__(self):
+            return 6
+
+        def __getitem__(self, row):
+            return IMAGES[row, :, :, : row + 3], LABELS[row]
+
+    def net(name):
+        return Net(name, nn.Sequential(nn.AdaptiveAvgPool2d(8), *image_net(name).module), trained=name == "teacher")
+
+    def entries(run):
+        data = TorchData(Sizes(), Sizes(), classes=CLASSES, draws=1)
+        data.train_digest = "of six widths"
+        stage = Stage({net("student"): Match(net("teacher"), SoftTargets())}, Training(epochs=2, batch_size=1))
+        kdkit.run(Recipe(data=data, schedule=[stage]), out=tmp_path / run, teacher_cache=tmp_path, measure=False)
+        return json.loads((tmp_path / run / "1-student" / "stage.json").read_text())["teacher_cache"]["teacher"]
+
+    assert [entries(run)["cached_before"] for run in ("first", "second")] == [0, 6]
 
 
 class Texts(Dataset):
