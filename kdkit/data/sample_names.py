@@ -9,8 +9,14 @@ from kdkit.data.dataset import LoaderSplit, Split
 
 
 def name_digests(split: Split | LoaderSplit) -> Tensor | None:
-    """Return a digest of the name of each sample, (samples,) int64; None if the samples have no names."""
-    if isinstance(split, LoaderSplit) or not len(split.report_names(torch.arange(min(1, len(split))))):
+    """Return a digest of the name of each sample, (samples,) int64; None if samples have no names, or they fail."""
+    if isinstance(split, LoaderSplit):
         return None
-    digests = (hashlib.sha256(name.encode()).digest() for name in split.report_names(torch.arange(len(split))))
+    try:
+        names = [str(name) for name in split.report_names(torch.arange(len(split)))]
+    except Exception:  # user-defined data may raise anything; when a run saves names for its report, it warns
+        return None
+    if not names:
+        return None
+    digests = (hashlib.sha256(name.encode(errors="surrogateescape")).digest() for name in names)
     return torch.tensor([int.from_bytes(digest[:8], "little", signed=True) for digest in digests])

@@ -298,8 +298,8 @@ def overlap_notices(recipe: Recipe) -> Iterator[str]:
         if shared := int(torch.isin(names, net.loaded.training_names).sum()):
             yield (
                 f"the weights of net {net.name!r} were trained on samples with the names of {shared:,} of the "
-                f"{len(names):,} {name} samples, so metrics of this net, and of those that learn from it, are too "
-                "optimistic: choose weights that were trained on the same fold"
+                f"{len(names):,} {name} samples; if they are the same samples, metrics of this net, and of those that "
+                "learn from it, are too optimistic: choose weights that were trained on the same fold"
             )
 
 

@@ -3,6 +3,7 @@
 import json
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -35,6 +36,7 @@ from kdkit import (
     check,
     run,
 )
+from kdkit.data.sample_names import name_digests
 from kdkit.errors import RunFolderError
 from kdkit.losses import (
     DIST,
@@ -606,6 +608,22 @@ def test_a_teacher_that_was_trained_on_test_samples_of_another_fold_is_noticed(t
     assert notice.startswith("the weights of net 'teacher' were trained on samples with the names of 3 of the 3 test")
     (tmp_path / "teacher" / "training-names.safetensors").write_bytes(b"damaged")
     assert not any("were trained on samples" in notice for notice in check(recipe(1, tmp_path / "teacher")).notices)
+
+
+@pytest.mark.parametrize(
+    ("names", "has_digests"),
+    [
+        (lambda rows: rows.tolist(), True),
+        (lambda rows: [Path("a\udcff") / str(row) for row in rows.tolist()], True),
+        (lambda rows: 1 / 0, False),
+        (lambda rows: (), False),
+    ],
+)
+def test_names_of_samples_may_be_anything(monkeypatch, names, has_digests):
+    split = NamedSplit(range(4))
+    monkeypatch.setattr(split, "report_names", names)
+    digests = name_digests(split)
+    assert (digests is not None and len(digests.unique()) == 4) is has_digests
 
 
 @pytest.mark.parametrize("groups", [torch.arange(5), torch.rand(6), ["a", "a", "b", "b", "c", "c"]])
