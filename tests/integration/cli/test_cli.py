@@ -880,7 +880,7 @@ def test_a_run_whose_data_has_moved_is_exported_with_an_option_of_the_recipe(tmp
     assert "scores are of other data or splits than those of the run" in card.read_text()
     code = (tmp_path / "moving.py").read_text()
     assert kdkit_here("run", "moving.py", "--data", "moved.pt", "--out", "two", "-q", "--device", "cpu").code == 0
-    (tmp_path / "moving.py").write_text(code.replace("data: Path", "file: Path").replace("load(data", "load(file"))
+    (tmp_path / "moving.py").write_text(code.replace("data: Path", "path: Path").replace("load(data", "load(path"))
     refused = kdkit_here("export", "two", "--to", "pt2", "--trust")
     assert_refused(refused, "the run in two was started with --data, but", "has no such option now")
 
