@@ -131,13 +131,15 @@ def sampled(sampler: Any, rows: int, seed: int) -> Tensor:
     return order.long()
 
 
-def sampler_digest(split: Split | LoaderSplit) -> str | None:
-    """Return a digest of the rows that the sampler of a split draws with one seed; None without a sampler."""
+def describe_sampler(split: Split | LoaderSplit) -> str | None:
+    """Return the class of a split's sampler, the number of rows it draws, and a digest of them; None without one."""
     if isinstance(split, LoaderSplit) or split.sampler is None:
         return None
     if callable(getattr(split.sampler, "set_epoch", None)):
         split.sampler.set_epoch(0)  # type: ignore[attr-defined]  # an earlier run may have left another number
-    return hashlib.sha256(sampled(split.sampler, len(split), seed=0).numpy().tobytes()).hexdigest()
+    rows = sampled(split.sampler, len(split), seed=0)
+    digest = hashlib.sha256(rows.numpy().tobytes()).hexdigest()[:16]
+    return f"{type(split.sampler).__name__} of {len(rows):,} rows ({digest})"
 
 
 def length_of(split: Split | LoaderSplit) -> int | None:

@@ -171,7 +171,7 @@ def test_batches_that_a_sampler_draws_may_have_samples_of_like_lengths():
 def test_a_run_does_not_resume_with_other_weights_of_its_sampler(tmp_path):
     kdkit.run(image_recipe(sampler=WeightedRandomSampler(RARE, 24)), out=tmp_path / "run")
     kdkit.run(image_recipe(sampler=WeightedRandomSampler(RARE, 24)), out=tmp_path / "run", resume=True)
-    with pytest.raises(RunFolderError, match="differs in its sampler"):
+    with pytest.raises(RunFolderError, match="differs in its sampler: expected 'WeightedRandomSampler of 24 rows"):
         kdkit.run(image_recipe(sampler=WeightedRandomSampler(RARE + 1, 24)), out=tmp_path / "run", resume=True)
 
 

@@ -666,6 +666,9 @@ def test_runs_with_and_without_a_sampler_have_different_settings(tmp_path):
     other = run(tmp_path / "sampled", sampled, baseline=True, seed=2)
     report = write_report([*folders, other], tmp_path / "report.html")
     assert [len(verdict.runs) for verdict in report.verdicts] == [2, 1]
+    assert "list of 24 rows (" in Page((tmp_path / "report.html").read_text()).text
+    write_card(other, tmp_path / "card.md")
+    assert "| sampler | `list of 24 rows (" in (tmp_path / "card.md").read_text()
 
 
 def test_one_seed_of_each_setting_decides_nothing(runs, tmp_path):
