@@ -169,9 +169,10 @@ class SweepResults:
             ] = None
         undefined = [cell.label for cell in finished if math.isnan(spread(cell.validation.values()).mean)]
         if self.best is not None and undefined:
+            names = describe_names(map(repr, undefined))
             notes[
-                f"{self.metric} is undefined on the validation split in a run of {describe_names(map(repr, undefined))}, so the "
-                "best is chosen among the others"
+                f"{self.metric} is undefined on the validation split in a run of {names}, so the best is chosen among "
+                "the others"
             ] = None
         for label in self.without_net:
             notes[f"{label} has no net {self.net!r}"] = None
