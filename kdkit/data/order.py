@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Sized
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -121,12 +122,14 @@ def sampled(sampler: Any, rows: int, seed: int) -> Tensor:
         order = torch.tensor(drawn)
     except (TypeError, ValueError, RuntimeError):
         order = torch.empty(0)
-    are_rows = order.ndim == 1 and order.dtype in (torch.int64, torch.int32) and len(order) == length > 0
-    if not are_rows or not 0 <= int(order.min()) <= int(order.max()) < rows:
+    are_numbers = order.ndim == 1 and order.dtype in (torch.int64, torch.int32)
+    others = order[(order < 0) | (order >= rows)].tolist() if are_numbers else drawn
+    if others or len(drawn) != length or not length:
         batches = "; pass a sampler of rows, not of batches" if order.ndim == 2 else ""
         raise DataError(
-            f"sampler must draw {length:,} rows, its length, of the {rows:,} training samples, such as "
-            f"WeightedRandomSampler(weights, {rows}); got {len(drawn):,} values, {shortened(drawn[:8], 60)}{batches}"
+            f"sampler must draw {length:,} rows, its length, from 0 to {rows - 1:,}, such as "
+            f"WeightedRandomSampler(weights, {rows}); got {len(drawn):,} values, such as "
+            f"{shortened((others or drawn)[:8], 60)}{batches}"
         )
     return order.long()
 
@@ -157,12 +160,13 @@ def shuffled(rows: int, seed: int, epoch: int, purpose: SeedPurpose = SeedPurpos
 
 
 def _length_of_sampler(sampler: Any, rows: int) -> int:
-    if not isinstance(sampler, Iterable) or not isinstance(sampler, Sized):
-        raise DataError(
-            f"sampler must be a sampler with a length, such as WeightedRandomSampler(weights, {rows}); got "
-            f"{describe(sampler)}"
-        )
-    return len(sampler)
+    with suppress(TypeError, NotImplementedError):
+        if isinstance(sampler, Iterable) and isinstance(sampler, Sized):
+            return len(sampler)
+    raise DataError(
+        f"sampler must be a sampler with a length, such as WeightedRandomSampler(weights, {rows}); got "
+        f"{describe(sampler)}"
+    )
 
 
 def _by_length(order: Tensor, lengths: Tensor, batch_size: int, order_of_batches: Tensor) -> Tensor:
