@@ -494,7 +494,7 @@ def test_a_network_of_signals_in_mv_needs_the_unit_of_an_array(tmp_path, model, 
     in_mv = Predictor(changed(model, tmp_path / "changed.onnx", raw))
     signal = simulated(2, length=1000)[[LEADS.index(lead) for lead in EIGHT]]
     options = {"rate": 500, "leads": EIGHT}
-    with pytest.raises(RecipeError, match="give the unit"):
+    with pytest.raises(RecipeError, match=r"give the unit .* \(--unit mV\)"):
         in_mv.predict_array(signal, **options)
     expected = in_mv.predict_array(signal, unit="mV", **options).probabilities
     assert np.allclose(in_mv.predict_array(signal * 1e-3, unit="V", **options).probabilities, expected, atol=1e-5)
