@@ -291,9 +291,7 @@ def overlap_notices(recipe: Recipe) -> Iterator[str]:
     """Yield notices about nets whose weights an earlier run trained on samples that metrics are now computed on."""
     nets = [net for net in nets_of(recipe.stages) if len(net.loaded.training_names)]
     name, split = reported_split(recipe.data)
-    names = name_digests(split) if nets else None
-    if names is None:
-        return
+    names = name_digests(split) if nets else torch.empty(0)
     for net in nets:
         if shared := int(torch.isin(names, net.loaded.training_names).sum()):
             yield (
