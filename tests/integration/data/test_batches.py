@@ -28,7 +28,7 @@ from kdkit import DataError, Distiller, Match, Net, Past, Recipe, Stage, TorchDa
 from kdkit.data.device_data import DeviceData
 from kdkit.data.order import sampled, training_order
 from kdkit.engine.stage.training_batches import TrainingBatches
-from kdkit.errors import CheckError, RunFolderError
+from kdkit.errors import CheckError, KdkitError, RunFolderError
 from kdkit.losses import CRD, DKD, IgnoreUnknown, SampleWeighted, SoftTargets
 from kdkit.utils import collectives
 from kdkit.utils.seeds import SeedPurpose, derive_seed
@@ -307,6 +307,12 @@ def test_samples_of_different_sizes_are_trained_and_cached_in_batches_of_one(tmp
         return json.loads((tmp_path / run / "1-student" / "stage.json").read_text())["teacher_cache"]["teacher"]
 
     assert [entries(run)["cached_before"] for run in ("first", "second")] == [0, 6]
+    sizes = Sizes()
+    test = [(sizes[row][0] / (0 if row in (2, 3) else 1), sizes[row][1]) for row in range(6)]
+    data = TorchData(Sizes(), Sizes(), test, classes=CLASSES)
+    stage = Stage({net("student"): Truth(nn.CrossEntropyLoss())}, Training(epochs=1, batch_size=1))
+    with pytest.raises(KdkitError, match="for 2 of 6 samples; the inputs of row 2 of the test data"):
+        kdkit.run(Recipe(data=data, schedule=[stage]), measure=False)
 
 
 class Texts(Dataset):
