@@ -44,6 +44,8 @@ from kdkit.utils.devices import Precision, default_modes
 from kdkit.utils.memory import is_out_of_memory
 from kdkit.utils.randomness import exclusive_rng_state
 
+_READ = 4  # samples of a batch of evaluated data
+
 
 def check(
     recipe: Recipe | Callable[[], Recipe],
@@ -180,19 +182,23 @@ def _check_stage(
 
 
 def _problems_of_samples(recipe: Recipe) -> Iterator[str]:
-    """Yield the errors of reading the first and the last sample of each split, in one batch if batches have several.
+    """Yield the errors of reading a few samples in the first and in the last batch of the validation and test data.
 
-    Otherwise a run would read the test split only after the training.
+    Otherwise a run would read the test data only after the training.
     """
     data = recipe.data
-    size = min(2, max((stage.training.batch_size for stage in recipe.stages), default=2))
-    for split in (data.train, data.validation, data.test):
-        if isinstance(split, Split) and len(split):
-            ends = torch.tensor([0, len(split) - 1])
-            try:
-                ReadBatches(batches(split, size, order=ends), LabelCheck.of_data(data, split)).take(2)
-            except DataError as error:
-                yield str(error)
+    size = recipe.stages[-1].training.batch_size if recipe.stages else 1
+    for split in (data.validation, data.test):
+        if not isinstance(split, Split) or not len(split):
+            continue
+        count = len(split)
+        first, last = (0, min(size, _READ, count)), (max((count - 1) // size * size, count - _READ), count)
+        try:
+            for start, end in (first, last):
+                rows = batches(split, end - start, order=torch.arange(start, end))
+                ReadBatches(rows, LabelCheck.of_data(data, split)).take(1)
+        except DataError as error:
+            yield str(error)
 
 
 def _baseline_problems(checks: Sequence[_StageCheck]) -> Iterator[str]:
