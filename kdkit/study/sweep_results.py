@@ -163,9 +163,10 @@ class SweepResults:
             if cell.repetitions and cell.distillation is None:
                 notes[f"{cell.label} has no baseline, because it has no distilled student"] = None
         if self.best is None and len(self.cells) > 1:
+            advice = "; choose another metric with --metric, or compare with --reference OPTION=VALUE"
             notes[
-                f"{self.metric} is undefined on the validation split, so no combination is the best; choose another "
-                "metric with --metric, or compare with --reference OPTION=VALUE"
+                f"{self.metric} is undefined on the validation split, so no combination is the best"
+                f"{'' if self.reference else advice}"
             ] = None
         undefined = [cell.label for cell in finished if math.isnan(spread(cell.validation.values()).mean)]
         if self.best is not None and undefined:
