@@ -144,7 +144,8 @@ def evaluate(ctx: click.Context, /, **options: Any) -> None:
     if changed:
         notes.append(f"options of the run that wrote the weights were {', '.join(changed)}")
     if record and record.get("data") != data.fingerprint:  # such as another fold
-        is_known = any(len(net.loaded.training_names) for net in nets_of(recipe.stages))
+        evaluated = options["net"] or list(recipe.stages[-1].objectives)[-1].name
+        is_known = any(net.name == evaluated and len(net.loaded.training_names) for net in nets_of(recipe.stages))
         risk = "" if is_known else "; it may have trained on this split"
         notes += [f"the run that wrote the weights had other data or splits{risk}", *overlap_notices(recipe)]
         if data.task == "multilabel" and thresholds == "validation":

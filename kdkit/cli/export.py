@@ -90,6 +90,10 @@ def export(ctx: click.Context, /, **options: Any) -> int:
         finish_epochs=options["finish_epochs"],
     )
     folder: Path = options["folder"]
+    if str(folder).startswith("-"):
+        raise click.UsageError(
+            f"RUN comes before {folder}, which is no option of this command: kdkit export RUN {folder}"
+        )
     # Checked before the recipe, which may prepare data for a long time, determines the names of the files.
     require_output_folder(options["out"] or folder / FOLDER, "--out PATH")
     file, arguments, seed = recorded_recipe(folder, ctx, options["recipe_options"], trust=options["trust"])

@@ -26,6 +26,11 @@ class RecipeCommand(click.Command):
         super().__init__(*args, **kwargs)
         self.command_params = list(self.params)  # without the options of a recipe
 
+    @property
+    def recipe_params(self) -> list[click.Parameter]:
+        """The options of the recipe that was parsed last."""
+        return [param for param in self.params if param not in self.command_params]
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read the recipe file first, then parse the arguments with the options that it adds."""
         self.params = list(self.command_params)  # a test may call one command several times
@@ -70,7 +75,7 @@ class RecipeCommand(click.Command):
         """List the options of the recipe before those of the command."""
         help_option = self.get_help_option(ctx)
         sections: dict[str, list[click.Parameter]] = {
-            "Options of this recipe": [param for param in self.params if param not in self.command_params],
+            "Options of this recipe": self.recipe_params,
             "Options": [param for param in (*self.command_params, help_option) if isinstance(param, click.Option)],
         }
         for title, params in sections.items():

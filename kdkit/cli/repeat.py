@@ -4,12 +4,13 @@ import hashlib
 import json
 import shlex
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import click
 
-from kdkit.cli.recipe_command import file_of, recipe_options
+from kdkit.cli.recipe_command import RecipeCommand, file_of, recipe_options
 from kdkit.engine.storage.run_files import RECORD
 from kdkit.engine.storage.run_folder import how_to_resume, read_record
 from kdkit.errors import RunFolderError, shortened
@@ -129,7 +130,8 @@ def recorded_recipe(
 ) -> tuple[RecipeFile, dict[str, Any], int]:
     """Return a run's recipe file, the options of its recipe(), and its seed; see `recorded_arguments`.
 
-    ctx: the context of any command. options: arguments that override the recorded ones.
+    ctx: the context of any command. options: its arguments that are options of the recipe, and override the recorded
+    ones. Raises NoSuchOption for others.
     """
     if not isinstance(read_record(run).get("command"), Mapping):
         raise RunFolderError(
@@ -138,7 +140,23 @@ def recorded_recipe(
     arguments = recorded_arguments(run, trust=trust)
     root = ctx.find_root().command
     assert isinstance(root, click.Group)
-    started = root.commands["run"].make_context(str(ctx.command_path), [*arguments, *options])
+    run_command = root.commands["run"]
+    assert isinstance(run_command, RecipeCommand)
+    given, unknown = [text.partition("=")[0] for text in options], None
+    try:
+        started = run_command.make_context(str(ctx.command_path), [*arguments, *options])
+    except click.NoSuchOption as error:
+        unknown = error.option_name
+        if unknown not in given:
+            raise RunFolderError(
+                f"the run in {run} was started with {unknown}, but {arguments[0]} has no such option now"
+            ) from error
+    flags = [flag for param in run_command.recipe_params for flag in (*param.opts, *param.secondary_opts)]
+    # An option of `kdkit run`, such as another seed, would not be one of this command.
+    unknown = unknown or next((name for name in given if name.startswith("--") and name not in flags), None)
+    if unknown is not None:
+        own = [flag for param in ctx.command.params for flag in param.opts]
+        raise click.NoSuchOption(unknown, possibilities=get_close_matches(unknown, [*flags, *own]), ctx=ctx)
     file = file_of(started)
     return file, recipe_options(file, started.params), int(started.params["seed"])
 

@@ -109,9 +109,10 @@ class Split(_SplitMembers):
         return {}
 
     def report_names(self, rows: Tensor) -> Sequence[str]:
-        """Return the names of the samples in these rows for a report, such as their file names; none by default.
+        """Return the names of the samples in these rows, such as their file names; none by default.
 
-        They are stored with the tensors. A report section reads them from `run.sample_names`.
+        They are stored with the tensors. A report section reads them from `run.sample_names`. Their digests are stored
+        for all training samples, so that a later run notices weights that were trained on its test samples.
         """
         return ()
 

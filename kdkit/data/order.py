@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Sized
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -91,11 +92,16 @@ def require_lengths(lengths: Any, rows: int) -> Tensor:
     return tensor.double().cpu()
 
 
-def require_sampler(sampler: Any, rows: int) -> None:
+def require_sampler(sampler: Any, split: Split | LoaderSplit) -> None:
     """Raise DataError unless a sampler draws as many rows of a split as its length, and the same with the same seed."""
+    if isinstance(split, LoaderSplit):
+        raise DataError(
+            "sampler is for a training Dataset, but this is a DataLoader or a stream, which has its own order; pass it "
+            "to the DataLoader, or the Dataset to TorchData"
+        )
     if isinstance(sampler, DistributedSampler):
         raise DataError("sampler must draw the samples of all processes, which kdkit divides; got a DistributedSampler")
-    first, second = (sampled(sampler, rows, seed=0) for _ in range(2))
+    first, second = (sampled(sampler, len(split), seed=0) for _ in range(2))
     if not first.equal(second):
         raise DataError(
             f"{type(sampler).__name__} draws other rows with the same seed, so a run could not be repeated or resumed; "
@@ -116,23 +122,27 @@ def sampled(sampler: Any, rows: int, seed: int) -> Tensor:
         order = torch.tensor(drawn)
     except (TypeError, ValueError, RuntimeError):
         order = torch.empty(0)
-    are_rows = order.ndim == 1 and order.dtype in (torch.int64, torch.int32) and len(order) == length > 0
-    if not are_rows or not 0 <= int(order.min()) <= int(order.max()) < rows:
+    are_numbers = order.ndim == 1 and order.dtype in (torch.int64, torch.int32)
+    others = order[(order < 0) | (order >= rows)].tolist() if are_numbers else drawn
+    if others or len(drawn) != length or not length:
         batches = "; pass a sampler of rows, not of batches" if order.ndim == 2 else ""
         raise DataError(
-            f"sampler must draw {length:,} rows, its length, of the {rows:,} training samples, such as "
-            f"WeightedRandomSampler(weights, {rows}); got {len(drawn):,} values, {shortened(drawn[:8], 60)}{batches}"
+            f"sampler must draw {length:,} rows, its length, from 0 to {rows - 1:,}, such as "
+            f"WeightedRandomSampler(weights, {rows}); got {len(drawn):,} values, such as "
+            f"{shortened((others or drawn)[:8], 60)}{batches}"
         )
     return order.long()
 
 
-def sampler_digest(split: Split | LoaderSplit) -> str | None:
-    """Return a digest of the rows that the sampler of a split draws with one seed; None without a sampler."""
+def describe_sampler(split: Split | LoaderSplit) -> str | None:
+    """Return the class of a split's sampler, the number of rows it draws, and a digest of them; None without one."""
     if isinstance(split, LoaderSplit) or split.sampler is None:
         return None
     if callable(getattr(split.sampler, "set_epoch", None)):
         split.sampler.set_epoch(0)  # type: ignore[attr-defined]  # an earlier run may have left another number
-    return hashlib.sha256(sampled(split.sampler, len(split), seed=0).numpy().tobytes()).hexdigest()
+    rows = sampled(split.sampler, len(split), seed=0)
+    digest = hashlib.sha256(rows.numpy().tobytes()).hexdigest()[:16]
+    return f"{type(split.sampler).__name__} of {len(rows):,} rows ({digest})"
 
 
 def length_of(split: Split | LoaderSplit) -> int | None:
@@ -150,12 +160,13 @@ def shuffled(rows: int, seed: int, epoch: int, purpose: SeedPurpose = SeedPurpos
 
 
 def _length_of_sampler(sampler: Any, rows: int) -> int:
-    if not isinstance(sampler, Iterable) or not isinstance(sampler, Sized):
-        raise DataError(
-            f"sampler must be a sampler with a length, such as WeightedRandomSampler(weights, {rows}); got "
-            f"{describe(sampler)}"
-        )
-    return len(sampler)
+    with suppress(TypeError, NotImplementedError):
+        if isinstance(sampler, Iterable) and isinstance(sampler, Sized):
+            return len(sampler)
+    raise DataError(
+        f"sampler must be a sampler with a length, such as WeightedRandomSampler(weights, {rows}); got "
+        f"{describe(sampler)}"
+    )
 
 
 def _by_length(order: Tensor, lengths: Tensor, batch_size: int, order_of_batches: Tensor) -> Tensor:

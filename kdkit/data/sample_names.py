@@ -1,6 +1,7 @@
 """The names of samples, by which the samples of two data sets are compared."""
 
 import hashlib
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -8,9 +9,12 @@ from torch import Tensor
 from kdkit.data.dataset import LoaderSplit, Split
 
 
-def name_digests(split: Split | LoaderSplit) -> Tensor | None:
-    """Return a digest of the name of each sample, (samples,) int64; None if the samples have no names."""
-    if isinstance(split, LoaderSplit) or not len(split.report_names(torch.arange(min(1, len(split))))):
-        return None
-    digests = (hashlib.sha256(name.encode()).digest() for name in split.report_names(torch.arange(len(split))))
-    return torch.tensor([int.from_bytes(digest[:8], "little", signed=True) for digest in digests])
+def name_digests(split: Split | LoaderSplit) -> Tensor:
+    """Return a digest of the name of each sample, (samples,) int64; empty if samples have no names, or they fail."""
+    names: list[str] = []
+    # User-defined data may raise anything. When a run saves names for its report, it warns.
+    with suppress(Exception):
+        names = [] if isinstance(split, LoaderSplit) else [*map(str, split.report_names(torch.arange(len(split))))]
+    digests = (hashlib.sha256(name.encode(errors="surrogateescape")).digest() for name in names)
+    numbers = [int.from_bytes(digest[:8], "little", signed=True) for digest in digests]
+    return torch.tensor(numbers, dtype=torch.int64)

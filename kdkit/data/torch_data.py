@@ -205,9 +205,14 @@ class TorchData(Data):
                 if value is not None:
                     digest.update(f"{option}={value}".encode())
             if not isinstance(split, LoaderSplit) and self.draws is not None:
-                batch = split.batch(torch.tensor([0, len(split) - 1]), 0)
-                for content in content_of((batch.inputs, batch.labels, batch.weights)):
-                    digest.update(content)
+                rows = torch.tensor([0, len(split) - 1])
+                try:
+                    batches = [split.batch(rows, 0)]
+                except DataError:  # samples of different shapes, for batches of one
+                    batches = [split.batch(row, 0) for row in torch.split(rows, 1)]
+                for batch in batches:
+                    for content in content_of((batch.inputs, batch.labels, batch.weights)):
+                        digest.update(content)
         if not isinstance(self.train, LoaderSplit) and self.train.lengths is not None:
             for content in content_of(self.train.lengths):
                 digest.update(content)
@@ -323,13 +328,8 @@ def _with_lengths(split: TorchSplit, lengths: Any) -> TorchSplit:
 
 def _with_sampler(split: TorchSplit, sampler: Any) -> TorchSplit:
     """Return a split whose training rows are drawn by a sampler."""
-    if isinstance(split, LoaderSplit):
-        raise DataError(
-            "sampler is for a training Dataset, but this is a DataLoader or a stream, which has its own order; pass it "
-            "to the DataLoader, or the Dataset to TorchData"
-        )
-    require_sampler(sampler, len(split))
-    return replace(split, sampler=sampler)
+    require_sampler(sampler, split)
+    return replace(split, sampler=sampler) if isinstance(split, DatasetSplit) else split
 
 
 def _draws_of(splits: Mapping[str, TorchSplit], draws: int | None) -> int | None:

@@ -47,7 +47,7 @@ class SampleOutputs:
         if batch.ids is not None:
             tensors["ids"] = batch.ids
         for name, values in tensors.items():
-            self.collected.setdefault(name, Rows(self.padding.get(name))).add(values)
+            self.collected.setdefault(name, Rows(name, self.padding.get(name))).add(values)
 
     def rows(self, outputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Return the tensors of a batch to keep on its device, (batch, ...) by name."""
@@ -127,12 +127,14 @@ class PositionDecisions(SampleOutputs):
 class Rows:
     """Collects rows of many batches and copies them to the CPU together, so that batches do not wait for a GPU.
 
-    padding: the value that pads samples to the positions of larger ones; None if all must have the same shape.
+    name: for messages. padding: the value that pads samples to the positions of larger ones; None if all must have the
+    same shape.
     """
 
     _LARGEST = 2**28  # the most bytes that are kept on the device
 
-    def __init__(self, padding: int | None = None) -> None:
+    def __init__(self, name: str, padding: int | None = None) -> None:
+        self.name = name
         self.padding = padding
         self.batches = 0
         self._on_cpu: list[Tensor] = []
@@ -142,6 +144,7 @@ class Rows:
     def add(self, rows: Tensor) -> None:
         """Add the rows of a batch, (batch, ...)."""
         self.batches += 1
+        rows = rows.float() if rows.dtype == torch.bfloat16 else rows  # which numpy lacks
         self._waiting.append(rows)
         self._bytes += rows.nbytes
         if self._bytes > self._LARGEST:
@@ -179,8 +182,10 @@ class Rows:
         if len(shapes) == 1:
             return torch.cat(tensors)
         if self.padding is None or len({len(shape) for shape in shapes}) > 1:
+            name = self.name.removeprefix(REDUCED)
+            values = f"the {name}" if name == self.name else f"the values that metric {name!r} keeps"
             raise DataError(
-                "the outputs or labels of two batches have different shapes, such as "
+                f"{values} of two batches have different shapes, such as "
                 f"{' and '.join(str(('batch', *shape)) for shape in sorted(shapes)[:2])}; pad them to one shape"
             )
         largest = [max(sizes) for sizes in zip(*shapes, strict=True)]

@@ -101,7 +101,8 @@ class Predictor:
             for name, rows in kept.collected.items()
             if rows.batches == batches_read  # only some batches of a user-defined DataLoader may have ids
         }
-        self._require_finite(net, split, arrays["finite"])
+        # Samples of batches of one may have different shapes, so several cannot be inspected together.
+        self._require_finite(net, split, arrays["finite"], inspected=_INSPECTED if batch_size > 1 else 1)
         if problem := classes_problem(net, arrays["outputs"].shape, self.data, self.metrics, split):
             raise KdkitError(problem)
         predictions = Predictions(
@@ -152,16 +153,18 @@ class Predictor:
             values = rows.pad(values, sizes.amax(0).tolist())
         return all_gather(values.to(self.device)).cpu().numpy()
 
-    def _require_finite(self, net: Net[Any], split: Split | LoaderSplit, finite: NDArray[Any]) -> None:
+    def _require_finite(
+        self, net: Net[Any], split: Split | LoaderSplit, finite: NDArray[Any], *, inspected: int
+    ) -> None:
         """Raise KdkitError for NaN or infinity, which argmax and thresholds would turn into plausible metrics.
 
-        finite: whether the outputs of each sample are finite, (samples,).
+        finite: whether the outputs of each sample are finite, (samples,). inspected: the most samples to inspect.
         """
         if finite.all():
             return
         cause = None
         if not isinstance(split, LoaderSplit):
-            rows = torch.from_numpy((~finite).nonzero()[0][:_INSPECTED])
+            rows = torch.from_numpy((~finite).nonzero()[0][:inspected])
             has_unknown, name = self.data.has_unknown, split_name(self.data, split)
             cause = cause_in_inputs(split.batch(rows, 0), has_unknown=has_unknown, split=split, name=name)
         raise KdkitError(

@@ -290,9 +290,10 @@ class PreparedRun:
                 folder = RunFolder.reopen(options.out, record, source, force=options.force, tidy=not options.only)
             else:
                 folder = RunFolder.create(options.out, record, self.origin.source)
-                names = name_digests(ctx.recipe.data.train)
-                if names is not None:
-                    folder.save_training_names(names)
+                # With those of the runs whose weights are trained further.
+                trained = [net for stage in ctx.recipe.stages for net in stage.objectives]
+                names = [name_digests(ctx.recipe.data.train), *(net.loaded.training_names for net in trained)]
+                folder.save_training_names(torch.unique(torch.cat(names)))
             self.lock = lock.pop_all()
         return folder
 

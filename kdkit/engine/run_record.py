@@ -15,7 +15,7 @@ from torch import nn
 from kdkit import __version__
 from kdkit.data.dataset import Data, LoaderSplit
 from kdkit.data.labels import without_ignored
-from kdkit.data.order import sampler_digest
+from kdkit.data.order import describe_sampler
 from kdkit.engine.check.plan import Plan
 from kdkit.engine.options import RunOptions
 from kdkit.losses.base import describe_loss
@@ -86,7 +86,7 @@ def run_record(recipe: Recipe, plan: Plan, options: RunOptions, device: torch.de
         "data": data.fingerprint,
         "training_samples": data.train_digest,
         "training_size": None if isinstance(data.train, LoaderSplit) else len(data.train),
-        "sampler": sampler_digest(data.train),
+        "sampler": describe_sampler(data.train),
         "draws": data.draws,
         "stages": [stage.name for stage in plan.stages],
         "baseline": options.baseline,

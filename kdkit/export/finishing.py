@@ -53,6 +53,6 @@ def finish(source: ExportSource, model: ModelProto, *, limit: int) -> ModelProto
         max_grad_norm=1.0,
     )
     stage = Stage({student: 1.0 * Match(teacher, nn.MSELoss())}, training, name="finishing")
-    recipe = Recipe(data=source.data, schedule=[stage], metrics=source.recipe.metrics)
+    recipe = Recipe(data=source.data, schedule=[stage], metrics=source.metrics)
     run(recipe, RunOptions(device="cpu", seed=source.options.seed, teacher_cache="off", progress=False))
     return module.trained_graph().to_model({entry.domain: entry.version for entry in model.opset_import})

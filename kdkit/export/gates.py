@@ -17,7 +17,6 @@ from kdkit.errors import KdkitError, first_line
 from kdkit.export.base import Model
 from kdkit.export.source import ExportSource
 from kdkit.metrics.base import Metric, Predictions, lower_is_better
-from kdkit.metrics.bootstrap import without_interval
 from kdkit.nets.net import Net
 from kdkit.utils.modules import eval_mode
 
@@ -97,9 +96,7 @@ class Reference:
         self._size = source.recipe.stages[-1].training.batch_size
         self.validation = self._predict(source.net, data.validation)
         self.test = self.validation if data.test is None else self._predict(source.net, self._tested)
-        self.metrics: tuple[Metric, ...] = tuple(
-            without_interval(metric).fit(self.validation) for metric in source.recipe.metrics
-        )
+        self.metrics: tuple[Metric, ...] = tuple(metric.fit(self.validation) for metric in source.metrics)
         self.scores = {metric.name: metric.compute(self.test).value for metric in self.metrics}
 
     def metric_gate(self, model: Model, points: float) -> MetricGate:
@@ -194,7 +191,7 @@ class Reference:
         device = torch.device("cpu")
         data = self.source.data
         loader = DeviceData(device, share=0.0, draws=data.draws, passes=1)
-        predictor = Predictor(data, loader, "fp32", self.source.recipe.metrics)
+        predictor = Predictor(data, loader, "fp32", self.source.metrics)
         return predictor.predict(net, split, batch_size=self._size)
 
 

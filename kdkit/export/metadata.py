@@ -32,6 +32,8 @@ def metadata_of(source: ExportSource, reference: Reference, weights: Path) -> di
     for key, value in sorted(plain_state(source.net.network).items()):
         digest.update(f"{key}{value.dtype}{tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    trained_on = read_record(weights).get("data") if can_resume(weights) else None
+    is_other = trained_on is not None and trained_on != data.fingerprint
     return {
         "format": FORMAT,
         "task": data.task,
@@ -50,6 +52,7 @@ def metadata_of(source: ExportSource, reference: Reference, weights: Path) -> di
         "notices": [
             *(str(notice) for notice in data.notices),
             *undescribed_inputs(source),
+            *(["scores are of other data or splits than those of the run, which may have trained on them"] * is_other),
             # for example, that a stage is not finished
             *(f"weights: {fact}" for fact in find_weights(weights, source.net.name, None).facts),
             *filter(None, [note_on_classes(source.net, data, reference.test)]),

@@ -16,11 +16,14 @@ from kdkit.data.dataset import Data, LoaderSplit, Split
 from kdkit.data.loading import batches
 from kdkit.errors import KdkitError, first_line
 from kdkit.export.options import ExportOptions
+from kdkit.metrics.base import Metric, NetworkReducing
+from kdkit.metrics.bootstrap import without_interval
 from kdkit.nets.elements import pick_tensor
 from kdkit.nets.net import Net
 from kdkit.recipe.recipe import Recipe
 from kdkit.utils.modules import eval_mode
 from kdkit.utils.randomness import preserve_rng_state
+from kdkit.utils.reprs import describe_names
 from kdkit.utils.seeds import derive_seed
 from kdkit.utils.signatures import parameters_by_name
 
@@ -76,6 +79,12 @@ class ExportSource:
         return self.recipe.data
 
     @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """The metrics of the recipe, without intervals, that a file can have: those of the outputs."""
+        metrics = map(without_interval, self.recipe.metrics)
+        return tuple(metric for metric in metrics if not isinstance(metric, NetworkReducing))
+
+    @property
     def precision(self) -> str:
         """The precision of the weights, and of a file that does not round them."""
         dtypes = {tensor.dtype for tensor in self.net.network.parameters() if tensor.is_floating_point()}
@@ -87,12 +96,19 @@ class ExportSource:
         # FakeQuantizedLinear of torchao, FakeQuantize of torch, and others
         names = {type(part).__name__ for part in self.net.network.modules()}
         simulated = min((name for name in names if "FakeQuant" in name), default=None)
-        if simulated is None:
-            return ()
-        return (
-            f"net {self.net.name!r} simulates quantization ({simulated}), which the file computes in floating point by "
-            "extra operators; convert it with the library that prepared it, or export a network without it to int8",
-        )
+        notices = []
+        if simulated is not None:
+            notices.append(
+                f"net {self.net.name!r} simulates quantization ({simulated}), which the file computes in floating "
+                "point by extra operators; convert it with the library that prepared it, or export a network without "
+                "it to int8"
+            )
+        if left_out := {metric.name for metric in self.recipe.metrics} - {metric.name for metric in self.metrics}:
+            notices.append(
+                f"the gate leaves out {describe_names(sorted(left_out))}, because metrics with reduce_network run the "
+                "network itself"
+            )
+        return tuple(notices)
 
     @property
     def output_name(self) -> str:

@@ -120,10 +120,11 @@ class Metric(Protocol):
 
     The attribute `accepts_unknown = True` declares that the metric leaves out unknown labels, which are NaN. The
     attribute `accepts_positions = True` declares that it takes predictions per position, see `Predictions`; if it needs
-    their logits, it is also `PositionReducing`. The attribute `is_biased = True` declares that its value depends on the
-    number of samples, and more so for some networks, as a binned calibration error does. Differences between two
-    networks then have no interval, and so no verdict. The attribute `any_outputs = True` declares that it takes outputs
-    of any shape, such as embeddings of any width, so that all teachers of a regression have it.
+    their logits, it is also `PositionReducing`. A metric that needs the network is `NetworkReducing`. The attribute
+    `is_biased = True` declares that its value depends on the number of samples, and more so for some networks, as a
+    binned calibration error does. Differences between two networks then have no interval, and so no verdict. The
+    attribute `any_outputs = True` declares that it takes outputs of any shape, such as embeddings of any width, so that
+    all teachers of a regression have it.
 
     `fit` returns a copy with thresholds, and does not change `self`.
     """

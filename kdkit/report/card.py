@@ -185,7 +185,7 @@ def _training(run: ReportedRun) -> Iterator[str]:
         words = [PurePath(str(arguments[0])).name, *map(str, arguments[1:])]
         settings.append(("command", shlex.join(["kdkit", "run", *words])))
     settings += [(f"option {name}", value) for name, value in mapping(run.record, "options").items()]
-    keys = ("seed", "precision", "device", "processes", "deterministic", "task")
+    keys = ("seed", "precision", "device", "processes", "deterministic", "task", "sampler")
     settings += [(key, run.record[key]) for key in keys if run.record.get(key) is not None]
     settings += [(f"version of {name}", value) for name, value in mapping(run.record, "versions").items()]
     settings.append(("platform", run.record.get("platform")))

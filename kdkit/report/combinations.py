@@ -84,7 +84,7 @@ def _table(results: Values, cells: Sequence[Values], count: int) -> Values:
         "split": results.get("reported_on"),
         "best": best,
         "difference": title,
-        "verdict": "is" if reference else f"{best} is",
+        "verdict": f"{best} is" if best and not reference else "is",
         "unit": unit,
         "rows": table,
         "chart": interval_chart(title, bars, axis=f"difference{' in points' if points else ''}, {level}"),

@@ -172,7 +172,10 @@ def calibration(runs: Sequence[ReportedRun]) -> list[Values]:
 
 def setup(runs: Sequence[ReportedRun]) -> Values:
     """Return the environment of each run, its terms, its notices, and the recipes."""
-    keys = ("seed", "device", "precision", "threads", "processes", "deterministic", "data", "teacher_cache", "platform")
+    keys = (
+        *("seed", "device", "precision", "threads", "processes", "deterministic"),
+        *("data", "sampler", "teacher_cache", "platform"),
+    )
     facts: list[tuple[str, list[str]]] = [
         ("folder", [str(run.folder) for run in runs]),
         ("recipe", [run.name for run in runs]),

@@ -353,7 +353,10 @@ def settings_digest(run: ReportedRun, average_over: Sequence[str]) -> str:
     # with the nets, because runs with and without a baseline have different verdicts
     metrics = {net: list(results) for net, results in run.metrics.results.items()}
     options = {name: value for name, value in mapping(run.record, "options").items() if name not in average_over}
-    text = repr([{**run.record, "options": options}.get(key) for key in keys]) + repr(metrics)
+    settings = [{**run.record, "options": options}.get(key) for key in keys]
+    # Without the digest of its rows, because weights may depend on a split that differs between seeds.
+    sampler = str(run.record.get("sampler")).partition(" (")[0]
+    text = repr([*settings, sampler, metrics])
     text = without_addresses(text)  # in the repr of user-defined losses
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 

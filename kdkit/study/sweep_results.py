@@ -13,7 +13,7 @@ import numpy as np
 from kdkit.metrics.comparison import Comparison
 from kdkit.utils.console import format_number
 from kdkit.utils.files import to_json, write_output
-from kdkit.utils.reprs import describe_count
+from kdkit.utils.reprs import describe_count, describe_names
 from kdkit.utils.user_paths import user_path
 
 LEVEL = 0.95  # of all comparisons together
@@ -155,22 +155,31 @@ class SweepResults:
             for comparison in comparisons
             if comparison.note and (comparison.seeds is not None or comparison.samples is None)
         )
-        repetitions = [cell.repetitions for cell in self.cells if cell.repetitions]
+        finished = [cell for cell in self.cells if cell.repetitions]
+        repetitions = [cell.repetitions for cell in finished]
         if comparisons and min(map(len, repetitions)) == 1:
             notes["one seed cannot tell which options are better, or whether distillation helps: --seeds 5"] = None
         for cell in self.cells if against_baselines else ():
             if cell.repetitions and cell.distillation is None:
                 notes[f"{cell.label} has no baseline, because it has no distilled student"] = None
         if self.best is None and len(self.cells) > 1:
+            advice = "; choose another metric with --metric, or compare with --reference OPTION=VALUE"
             notes[
-                f"{self.metric} is undefined on the validation split, so no combination is the best; choose another "
-                "metric with --metric, or compare with --reference OPTION=VALUE"
+                f"{self.metric} is undefined on the validation split, so no combination is the best"
+                f"{'' if self.reference else advice}"
+            ] = None
+        undefined = [cell.label for cell in finished if math.isnan(spread(cell.validation.values()).mean)]
+        if self.best is not None and undefined:
+            names = describe_names(map(repr, undefined))
+            notes[
+                f"{self.metric} is undefined on the validation split in a run of {names}, so the best is chosen among "
+                "the others"
             ] = None
         for label in self.without_net:
             notes[f"{label} has no net {self.net!r}"] = None
-        finished = {cell.label for cell in self.cells if cell.repetitions}
-        for cell in self.cells:
-            if cell.label in finished and cell.reference not in {"", *finished}:
+        labels = {cell.label for cell in finished}
+        for cell in finished:
+            if cell.reference not in {"", *labels}:
                 notes[f"{cell.reference} has no results to compare with"] = None
         if len({*repetitions}) > 1:
             notes[f"means are over different {self.unit}s, because some runs are missing; run the sweep again"] = None

@@ -302,8 +302,9 @@ class _RowParser:
             with suppress(ValueError):
                 items = parse_literal(re.sub(gap, ", ", text), "labels")
                 flags = list(items.values()) if isinstance(items, dict) else []
-                if flags and all(isinstance(flag, int) and flag in (0, 1) for flag in flags):  # of PTB-XL: not integers
-                    return tuple(str(name) for name, flag in items.items() if flag)
+                if flags and all(flag is None or (isinstance(flag, int) and flag in (0, 1)) for flag in flags):
+                    # As of columns, labels of which some are unknown are none. Those of PTB-XL are not integers.
+                    return None if None in flags else tuple(str(name) for name, flag in items.items() if flag)
                 if isinstance(items, list | tuple | set | dict):
                     # The order of a set differs between processes, so the fingerprint of the data would too.
                     return _distinct(map(str, sorted(items, key=str) if isinstance(items, set) else items))

@@ -37,7 +37,7 @@ class Ecg(NamedTuple):
     person: Tensor
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False, repr=False)
 class SignalSplit(Split):
     """Records as a split of kdkit. Each sample is a window of `length` samples, a pure function of (seed, id, draw).
 

@@ -173,7 +173,12 @@ def _parsed(text: str | None, path: Path) -> Mapping[str, Any]:
 def _input_names(inputs: Any, leads: int) -> tuple[str, str | None]:
     """Return the names of the signal, (batch, leads, time), and of the vector of age and sex, by their shapes."""
     signals = [item["name"] for item in inputs if len(item["shape"]) == 3 and item["shape"][1] == leads]
-    persons = [item["name"] for item in inputs if len(item["shape"]) == 2 and item["shape"][1] == len(FEATURES)]
+    persons = [
+        item["name"]
+        for item in inputs
+        # A size with a name is any size: a network that does not use the vector takes any number of features.
+        if len(item["shape"]) == 2 and (item["shape"][1] == len(FEATURES) or isinstance(item["shape"][1], str))
+    ]
     if len(signals) != 1 or len(persons) > 1 or len(inputs) != len(signals) + len(persons):
         shapes = ", ".join(f"{item['name']} {item['shape']}" for item in inputs)
         raise DataError(

@@ -150,7 +150,9 @@ class Predictor:
         signals: the name of the dataset of HDF5 files.
         """
         if unit is None and self._model.preparation.scaling == "raw":
-            raise RecipeError('the network takes signals in mV; give the unit of the array, such as unit="mV"')
+            raise RecipeError(
+                'the network takes signals in mV; give the unit of the numbers, such as unit="mV" (--unit mV)'
+            )
         return ArrayFormat(rate=rate, unit=unit or "mV", leads=tuple(leads), signals=signals)
 
     def predict_all(

@@ -186,7 +186,10 @@ def _source(path: Path, table: CsvTable) -> Any:
     """Return what numpy reads. In a table with one column, empty lines, which numpy skips, are invalid samples."""
     if table.width > 1:
         return path
-    return io.StringIO(re.sub(r"\n[ \t]*(?=\n)", "\nnan", path.read_text(encoding=table.encoding).rstrip()))
+    with path.open(encoding=table.encoding, newline="") as file:
+        # Python's csv writes "\r\r\n" on Windows if a file is not opened with newline="".
+        text = re.sub(r"\r+\n|\r", "\n", file.read().rstrip())
+    return io.StringIO(re.sub(r"\n[ \t]*(?=\n)", "\nnan", text))
 
 
 def _require_rate(values: NDArray[Any], table: CsvTable, rate: float) -> None:

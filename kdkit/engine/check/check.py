@@ -7,7 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdkit.data.dataset import Data, LoaderSplit, require_splits
+from kdkit.data.dataset import LoaderSplit, Split, require_splits
+from kdkit.data.label_check import LabelCheck
+from kdkit.data.loading import batches
+from kdkit.data.reading import ReadBatches
 from kdkit.data.torch_splits import StreamSplit
 from kdkit.engine.check.dry_run import dry_run
 from kdkit.engine.check.estimate import Estimator, StageEstimate
@@ -41,6 +44,8 @@ from kdkit.utils.devices import Precision, default_modes
 from kdkit.utils.memory import is_out_of_memory
 from kdkit.utils.randomness import exclusive_rng_state
 
+_READ = 4  # samples of a batch of evaluated data
+
 
 def check(
     recipe: Recipe | Callable[[], Recipe],
@@ -64,9 +69,7 @@ def check(
         require_splits(recipe.data)
         recipe = recipe.with_stages(recipe.stages)  # a schedule may create other stages in its next call
         context = build_context(recipe.data)
-        problems = [*recipe_problems(recipe, context)]
-        if estimate is not None:
-            problems += _problems_of_samples(recipe.data)
+        problems = [*recipe_problems(recipe, context), *_problems_of_samples(recipe)]
         estimator = None if estimate is None else Estimator(recipe, estimate)
         checks = [_check_stage(recipe, stage, context, device, precision, estimator) for stage in recipe.stages]
     reported: set[str] = set()
@@ -178,12 +181,24 @@ def _check_stage(
     return result
 
 
-def _problems_of_samples(data: Data) -> Iterator[str]:
-    """Yield the error of reading the samples of all splits by which a run is identified."""
-    try:
-        str(data.fingerprint)
-    except DataError as error:
-        yield str(error)
+def _problems_of_samples(recipe: Recipe) -> Iterator[str]:
+    """Yield the errors of reading a few samples in the first and in the last batch of the validation and test data.
+
+    Otherwise a run would read the test data only after the training.
+    """
+    data = recipe.data
+    size = recipe.stages[-1].training.batch_size if recipe.stages else 1
+    for split in (data.validation, data.test):
+        if not isinstance(split, Split) or not len(split):
+            continue
+        count = len(split)
+        first, last = (0, min(size, _READ, count)), (max((count - 1) // size * size, count - _READ), count)
+        try:
+            for start, end in (first, last):
+                rows = batches(split, end - start, order=torch.arange(start, end))
+                ReadBatches(rows, LabelCheck.of_data(data, split)).take(1)
+        except DataError as error:
+            yield str(error)
 
 
 def _baseline_problems(checks: Sequence[_StageCheck]) -> Iterator[str]:

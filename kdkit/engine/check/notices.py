@@ -315,15 +315,13 @@ def overlap_notices(recipe: Recipe) -> Iterator[str]:
     """Yield notices about nets whose weights an earlier run trained on samples that metrics are now computed on."""
     nets = [net for net in nets_of(recipe.stages) if len(net.loaded.training_names)]
     name, split = reported_split(recipe.data)
-    names = name_digests(split) if nets else None
-    if names is None:
-        return
+    names = name_digests(split) if nets else torch.empty(0)
     for net in nets:
         if shared := int(torch.isin(names, net.loaded.training_names).sum()):
             yield (
                 f"the weights of net {net.name!r} were trained on samples with the names of {shared:,} of the "
-                f"{len(names):,} {name} samples, so metrics of this net, and of those that learn from it, are too "
-                "optimistic: choose weights that were trained on the same fold"
+                f"{len(names):,} {name} samples; if they are the same samples, metrics of this net, and of those that "
+                "learn from it, are too optimistic: choose weights that were trained on the same fold"
             )
 
 

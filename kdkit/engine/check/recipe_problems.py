@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from kdkit.data.dataset import Split
 from kdkit.data.groups import groups_by_split
 from kdkit.data.order import require_sampler
 from kdkit.engine.check.metric_problems import metrics_of_unknown_labels, undefined_monitors, unfit_metrics
@@ -98,9 +97,10 @@ def _groups(recipe: Recipe) -> Iterator[str]:
 
 def _epochs_without_end(recipe: Recipe) -> Iterator[str]:
     train = recipe.data.train
+    sampler = getattr(train, "sampler", None)  # a LoaderSplit has one only if the user has set it
     try:
-        if isinstance(train, Split) and train.sampler is not None:
-            require_sampler(train.sampler, len(train))
+        if sampler is not None:
+            require_sampler(sampler, train)
     except DataError as error:
         yield str(error)
         return

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from kdkit.data.order import sampler_digest
+from kdkit.data.order import describe_sampler
 from kdkit.engine.options import RunOptions
 from kdkit.engine.run_record import Origin
 from kdkit.engine.storage.run_folder import resumable_files
@@ -67,7 +67,7 @@ def _facts(recipe: Recipe, options: RunOptions, device: torch.device, origin: Or
     for name, value in (origin.options or {}).items():
         yield f"option {name} of the recipe", value
     yield "the draws of the data", recipe.data.draws
-    yield "the rows that the sampler of the data draws", sampler_digest(recipe.data.train)
+    yield "the sampler of the data", describe_sampler(recipe.data.train)
     yield "the metrics", recipe.metrics
     yield "the settings of the teacher cache", recipe.teacher_cache
     yield "the names of the stages", [stage.name for stage in recipe.stages]

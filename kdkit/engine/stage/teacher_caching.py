@@ -220,10 +220,9 @@ def probe_samples(session: TeacherSession, batch: Batch, split: Split, *, autoca
     ids, draw = torch.as_tensor(split.ids).cpu(), batch.draw
     rows = torch.tensor([int((ids == sample).nonzero()[0]) for sample in batch.ids.tolist()])
     spread = torch.linspace(0, len(split) - 1, 4).long()  # samples may be sorted by their lengths
+    others = [spread, spread[:2], spread[2:]] if len(rows) > 1 else []  # batches of one sample have no padding
     with preserve_rng_state():
-        again, *padded = (
-            split.batch(read, draw).to(batch.labels.device) for read in (rows, spread, spread[:2], spread[2:])
-        )
+        again, *padded = (split.batch(read, draw).to(batch.labels.device) for read in (rows, *others))
         if [*content_of(again.inputs)] != [*content_of(batch.inputs)]:
             outputs = [session(batch), session(again)]
             first, second = ([output.output, *output.features] for output in outputs)

@@ -49,6 +49,7 @@ class TrainingBatches:
         self.seed = seed
         self.label_check = label_check
         self.per_epoch = batches_per_epoch(self.split, training)
+        self.rows = None if isinstance(self.split, LoaderSplit) else rows_per_pass(self.split)
         self.stream: _Stream | None = None
         if isinstance(self.split, LoaderSplit) and training.steps_per_epoch is not None:
             batched = self.split.batched(training.batch_size, pin=device_data.pins)
@@ -127,6 +128,12 @@ class TrainingBatches:
         """Return the batches of a part of a pass over the rows, each with the rows of this rank only."""
         size, draws = self.training.batch_size, self.data.draws
         set_epoch(split, segment.number)
+        if rows_per_pass(split) != self.rows:
+            raise DataError(
+                f"the sampler must draw as many rows in each epoch, but its length was {self.rows} and is now "
+                f"{rows_per_pass(split)}; for another number in each epoch, pass DataLoader(dataset, sampler=...) as "
+                "training data, and Training(steps_per_epoch=N)"
+            )
         order = training_order(split, size, self.seed, segment.number)
         rows = rows_of_batches(split, size, order[segment.first * size : segment.end * size])
         rank, is_divided = collectives.rank(), collectives.is_distributed()

@@ -165,8 +165,9 @@ class RunFolder:
         self._write(SAMPLES, tensor_parts(copies, {"format": FORMAT, "names": [*names]}))
 
     def save_training_names(self, digests: Tensor) -> None:
-        """Save digests of the names of the training samples, (samples,) int64."""
-        self._write(TRAINING_NAMES, tensor_parts({"names": digests}, {"format": FORMAT}))
+        """Save digests of the names of the training samples, (samples,) int64, if there are any."""
+        if len(digests):
+            self._write(TRAINING_NAMES, tensor_parts({"names": digests}, {"format": FORMAT}))
 
     def save_measurements(self, measurements: Measurements) -> None:
         """Save the measurements of the networks."""

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kdkit.data.batch import Batch
 from kdkit.data.dataset import Split
-from kdkit.errors import CacheError
+from kdkit.errors import CacheError, DataError
 from kdkit.teachers.base import TeacherSession
 from kdkit.teachers.cache.codec import Codec, relative_distance
 from kdkit.teachers.cache.store import Store
@@ -54,8 +54,12 @@ class Audit:
         draw = int(written[torch.randint(len(written), (), generator=self._generator)][0])
         rows = store.written[draw].nonzero().flatten()
         ids = store.ids[rows[torch.randperm(len(rows), generator=self._generator)[:AUDIT_SAMPLES]]]
+        rows = torch.isin(torch.as_tensor(split.ids).cpu(), ids).nonzero().flatten()
         with preserve_rng_state():
-            batch = split.batch(torch.isin(torch.as_tensor(split.ids).cpu(), ids).nonzero().flatten(), draw)
+            try:
+                batch = split.batch(rows, draw)
+            except DataError:  # samples of different shapes, for batches of one
+                batch = split.batch(rows[:1], draw)
         try:
             cached = None if batch.ids is None else store.read(batch.ids, draw)
         except OSError:  # the first step that reads them reports the reason

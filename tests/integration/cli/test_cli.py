@@ -867,9 +867,22 @@ def test_a_run_whose_data_has_moved_is_exported_with_an_option_of_the_recipe(tmp
     (tmp_path / "data.pt").rename(tmp_path / "moved.pt")
     assert_refused(kdkit_here("export", "run", "--to", "pt2"), "FileNotFoundError", "data.pt")
     assert_refused(kdkit_here("export", "run", "--to", "pt2", "--dat", "moved.pt"), "No such option '--dat'", "--data")
+    assert_refused(kdkit_here("export", "run", "--tolerence", "1"), "'--tolerence'. Did you mean '--tolerance'?")
+    assert_refused(kdkit_here("export", "run", "--seed", "1"), "No such option '--seed'")  # one of `kdkit run`
+    assert_refused(kdkit_here("export", "--data", "moved.pt", "run"), "RUN comes before --data")
     done = kdkit_here("export", "run", "--to", "pt2", "--data", "moved.pt")
     assert done.code == 0, done.err
     assert "passed its gates" in done.out
+    card = tmp_path / "run" / "export" / "student.md"
+    assert "other data" not in card.read_text()
+    torch.save((torch.randn(12, 4), torch.arange(12) % 3), tmp_path / "other.pt")
+    kdkit_here("export", "run", "--to", "pt2", "--data=other.pt")
+    assert "scores are of other data or splits than those of the run" in card.read_text()
+    code = (tmp_path / "moving.py").read_text()
+    assert kdkit_here("run", "moving.py", "--data", "moved.pt", "--out", "two", "-q", "--device", "cpu").code == 0
+    (tmp_path / "moving.py").write_text(code.replace("data: Path", "path: Path").replace("load(data", "load(path"))
+    refused = kdkit_here("export", "two", "--to", "pt2", "--trust")
+    assert_refused(refused, "the run in two was started with --data, but", "has no such option now")
 
 
 def test_a_warning_of_kdkit_is_one_line_and_one_of_user_code_names_its_line(tmp_path, kdkit_process):

@@ -1,6 +1,7 @@
 """`kdkit evaluate` gives the metrics of the run that wrote the weights, and of weights from elsewhere."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -60,6 +61,23 @@ def test_the_metrics_of_a_run_are_computed_again_from_its_weights(net, kdkit_her
     wrong = kdkit_here("evaluate", "recipe.py", "--weights", "run", "--hidden", "6", "--device", "cpu")
     assert wrong.code == 2
     assert "do not fit net 'student'" in wrong.err
+
+
+def test_the_training_samples_of_a_teacher_are_not_those_of_the_net_that_is_evaluated(kdkit_here, tmp_path):
+    text = RECIPE.replace("rows: int = 84)", "rows: int = 84, trained: str | None = None)")
+    text = text.replace("Mlp(hidden=7))", "Mlp(hidden=7), weights=trained)").replace("return Recipe(", "made = Recipe(")
+    names = "lambda rows: [str(row) for row in rows.tolist()]"
+    text += f"    made.data.train.report_names = made.data.test.report_names = {names}\n    return made\n"
+    (tmp_path / "recipe.py").write_text(text)
+    assert kdkit_here("run", "recipe.py", "--out", "run", "--device", "cpu", "-q").code == 0
+    shutil.copytree(tmp_path / "run", tmp_path / "old")
+    (tmp_path / "old" / "training-names.safetensors").unlink()  # of a run of an earlier version
+    known, unknown = (
+        kdkit_here("evaluate", "recipe.py", "--rows", "85", "--weights", run, "--trained", "run", "--device", "cpu").out
+        for run in ("run", "old")
+    )
+    assert "the run that wrote the weights had other data or splits\n" in known
+    assert "had other data or splits; it may have trained on this split\n" in unknown
 
 
 def test_a_recipe_that_splits_its_data_at_random_is_evaluated_on_the_test_split_of_the_run(tmp_path):

@@ -1,5 +1,6 @@
 """Batches of every form: samplers, padded texts, changes of whole batches such as mixup, and weights of samples."""
 
+import json
 from collections import namedtuple
 from dataclasses import dataclass
 
@@ -27,7 +28,7 @@ from kdkit import DataError, Distiller, Match, Net, Past, Recipe, Stage, TorchDa
 from kdkit.data.device_data import DeviceData
 from kdkit.data.order import sampled, training_order
 from kdkit.engine.stage.training_batches import TrainingBatches
-from kdkit.errors import CheckError, RunFolderError
+from kdkit.errors import CheckError, KdkitError, RunFolderError
 from kdkit.losses import CRD, DKD, IgnoreUnknown, SampleWeighted, SoftTargets
 from kdkit.utils import collectives
 from kdkit.utils.seeds import SeedPurpose, derive_seed
@@ -170,8 +171,38 @@ def test_batches_that_a_sampler_draws_may_have_samples_of_like_lengths():
 def test_a_run_does_not_resume_with_other_weights_of_its_sampler(tmp_path):
     kdkit.run(image_recipe(sampler=WeightedRandomSampler(RARE, 24)), out=tmp_path / "run")
     kdkit.run(image_recipe(sampler=WeightedRandomSampler(RARE, 24)), out=tmp_path / "run", resume=True)
-    with pytest.raises(RunFolderError, match="differs in its sampler"):
+    with pytest.raises(RunFolderError, match="differs in its sampler: expected 'WeightedRandomSampler of 24 rows"):
         kdkit.run(image_recipe(sampler=WeightedRandomSampler(RARE + 1, 24)), out=tmp_path / "run", resume=True)
+
+
+class Growing:
+    """A sampler that draws more rows in each epoch."""
+
+    epoch = 0
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __iter__(self):
+        return iter(range(len(self)))
+
+    def __len__(self):
+        return 8 + 8 * self.epoch
+
+
+def test_a_sampler_that_draws_more_rows_in_the_next_epoch_is_refused():
+    with pytest.raises(DataError, match=r"as many rows in each epoch, but its length was 8 and is now 16; .* DataLo"):
+        kdkit.run(image_recipe(sampler=Growing(), training={"epochs": 2}))
+
+
+class Endless:
+    """A sampler without a length, such as one that a subclass must define."""
+
+    def __iter__(self):
+        return iter(range(24))
+
+    def __len__(self):
+        raise NotImplementedError
 
 
 class Stateful:
@@ -190,11 +221,15 @@ class Stateful:
 @pytest.mark.parametrize(
     ("sampler", "message"),
     [
-        (RARE.tolist(), r"24 rows, its length, of the 24 training samples, such as .*got 24 values, \[0.0, 1.0, 9.0"),
-        (WeightedRandomSampler(torch.ones(30), 400), "must draw 400 rows.* of the 24 training samples.*got 400 values"),
+        (RARE.tolist(), r"24 rows, its length, from 0 to 23, such as .*got 24 values, such as \[0.0, 1.0, 9.0"),
+        (
+            WeightedRandomSampler(torch.ones(30), 400),
+            r"must draw 400 rows, .* from 0 to 23, .*such as \[2[4-9], 2[4-9],",
+        ),
         (BatchSampler(range(24), 4, drop_last=False), "got 6 values, .*; pass a sampler of rows, not of batches"),
         ([], "must draw 0 rows"),
         (iter(range(24)), "sampler must be a sampler with a length"),
+        (Endless(), "sampler must be a sampler with a length"),
         (WeightedRandomSampler, "the class WeightedRandomSampler; did you forget its"),
         (DistributedSampler(IMAGE_DATA, 2, 0), "which kdkit divides; got a DistributedSampler"),
         (
@@ -213,6 +248,12 @@ def test_a_sampler_that_is_set_on_a_split_is_checked(sampler):
     recipe = image_recipe()
     recipe.data.train.sampler = sampler
     assert any("sampler must" in problem or "Stateful draws" in problem for problem in kdkit.check(recipe).problems)
+
+
+def test_a_sampler_that_is_set_on_the_split_of_a_data_loader_is_refused():
+    recipe = image_recipe(DataLoader(IMAGE_DATA, batch_size=8))
+    recipe.data.train.sampler = RandomSampler(IMAGE_DATA)
+    assert any("pass it to the DataLoader" in problem for problem in kdkit.check(recipe).problems)
 
 
 def test_a_run_resumes_with_the_sampler_object_that_has_counted_its_epochs(tmp_path):
@@ -238,11 +279,40 @@ def test_a_data_loader_and_distill_take_no_sampler_of_other_data():
     sampler = RandomSampler(IMAGE_DATA)
     with pytest.raises(DataError, match=r"sampler is for a training Dataset, .* pass it to the DataLoader"):
         image_recipe(DataLoader(IMAGE_DATA, batch_size=8), sampler=sampler)
-    with pytest.raises(DataError, match="sampler must draw 24 rows, its length, of the 12 training samples"):
+    with pytest.raises(DataError, match="sampler must draw 24 rows, its length, from 0 to 11"):
         kdkit.distill(Reader(), Reader(), Texts(), Texts(), collate_fn=padded("dict"), sampler=sampler)
 
 
 # Texts and signals of different lengths
+
+
+def test_samples_of_different_sizes_are_trained_and_cached_in_batches_of_one(tmp_path):
+    class Sizes(Dataset):
+        """Images, each of another width."""
+
+        def __len__(self):
+            return 6
+
+        def __getitem__(self, row):
+            return IMAGES[row, :, :, : row + 3], LABELS[row]
+
+    def net(name):
+        return Net(name, nn.Sequential(nn.AdaptiveAvgPool2d(8), *image_net(name).module), trained=name == "teacher")
+
+    def entries(run):
+        data = TorchData(Sizes(), Sizes(), classes=CLASSES, draws=1)
+        data.train_digest = "of six widths"
+        stage = Stage({net("student"): Match(net("teacher"), SoftTargets())}, Training(epochs=2, batch_size=1))
+        kdkit.run(Recipe(data=data, schedule=[stage]), out=tmp_path / run, teacher_cache=tmp_path, measure=False)
+        return json.loads((tmp_path / run / "1-student" / "stage.json").read_text())["teacher_cache"]["teacher"]
+
+    assert [entries(run)["cached_before"] for run in ("first", "second")] == [0, 6]
+    sizes = Sizes()
+    test = [(sizes[row][0] / (0 if row in (2, 3) else 1), sizes[row][1]) for row in range(6)]
+    data = TorchData(Sizes(), Sizes(), test, classes=CLASSES)
+    stage = Stage({net("student"): Truth(nn.CrossEntropyLoss())}, Training(epochs=1, batch_size=1))
+    with pytest.raises(KdkitError, match="for 2 of 6 samples; the inputs of row 2 of the test data"):
+        kdkit.run(Recipe(data=data, schedule=[stage]), measure=False)
 
 
 class Texts(Dataset):

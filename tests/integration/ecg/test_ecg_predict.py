@@ -410,6 +410,17 @@ def test_a_file_that_cannot_be_followed_to_the_letter_is_refused(tmp_path, model
         Predictor(changed(model, tmp_path / "changed.onnx", change))
 
 
+def test_a_network_that_does_not_use_age_and_sex_may_take_any_number_of_them(tmp_path, model, predictor):
+    def change(metadata):
+        (person,) = (item for item in metadata["inputs"] if len(item["shape"]) == 2)
+        person["shape"][1] = "length_2"
+
+    changed_predictor = Predictor(changed(model, tmp_path / "changed.onnx", change))
+    signal, options = simulated(3), {"rate": 500, "leads": LEADS, "unit": "mV", "age": 71, "sex": "female"}
+    windows = [used.predict_array(signal, **options).windows for used in (changed_predictor, predictor)]
+    assert np.array_equal(*windows)
+
+
 def test_a_class_without_a_threshold_is_never_predicted(tmp_path, folder, model, predictor):
     def change(metadata):
         metadata["thresholds"]["logits"][0] = metadata["thresholds"]["probabilities"][0] = None
@@ -483,7 +494,7 @@ def test_a_network_of_signals_in_mv_needs_the_unit_of_an_array(tmp_path, model, 
     in_mv = Predictor(changed(model, tmp_path / "changed.onnx", raw))
     signal = simulated(2, length=1000)[[LEADS.index(lead) for lead in EIGHT]]
     options = {"rate": 500, "leads": EIGHT}
-    with pytest.raises(RecipeError, match="give the unit"):
+    with pytest.raises(RecipeError, match=r"give the unit .* \(--unit mV\)"):
         in_mv.predict_array(signal, **options)
     expected = in_mv.predict_array(signal, unit="mV", **options).probabilities
     assert np.allclose(in_mv.predict_array(signal * 1e-3, unit="V", **options).probabilities, expected, atol=1e-5)

@@ -2,11 +2,12 @@
 
 import json
 from dataclasses import dataclass, replace
+from itertools import count
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 import kdkit
@@ -14,7 +15,7 @@ from kdkit import Data, Match, MetricResult, Net, Recipe, Split, Stage, TorchDat
 from kdkit.engine.display.tables import metrics_table
 from kdkit.engine.storage.finished_run import read_metrics, read_samples
 from kdkit.engine.storage.predictions import read_predictions
-from kdkit.errors import CheckError
+from kdkit.errors import CheckError, DataError
 from kdkit.losses import SoftTargets
 from kdkit.metrics import Accuracy, BootstrapInterval, Brier, MacroAUROC, MacroF1
 from kdkit.metrics.base import WithoutThresholds
@@ -151,6 +152,25 @@ def test_a_metric_that_runs_the_network_gets_the_student_its_baseline_and_the_te
 def test_a_metric_that_runs_the_network_needs_a_row_for_each_sample():
     with pytest.raises(CheckError, match="a row for each of the 4 samples"):
         kdkit.run(single((OneRow(),)), measure=False)
+
+
+class OfOutputs(SumOfWeights):
+    """A metric that keeps a function of the outputs."""
+
+    def __init__(self, function):
+        self.function = function
+
+    def reduce_network(self, network, batch):
+        return self.function(network(batch.inputs))
+
+
+def test_what_a_metric_keeps_may_be_in_bfloat16_but_must_have_one_shape():
+    result = kdkit.run(single((OfOutputs(Tensor.bfloat16),), epochs=1), measure=False)
+    assert np.isfinite(result.metrics["student"]["weights"].value)
+    lengths = count(1)
+    growing = single((OfOutputs(lambda outputs: outputs.new_zeros(len(outputs), next(lengths))),), epochs=1)
+    with pytest.raises(DataError, match="the values that metric 'weights' keeps of two batches have different shapes"):
+        kdkit.run(growing, measure=False)
 
 
 class PairSimilarity:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -124,6 +125,17 @@ def test_an_interval_that_is_undefined_is_left_out(capsys):
     out = capsys.readouterr().out
     assert out.count("0.5") >= 2
     assert "nan" not in out
+
+
+def test_combinations_with_a_run_without_a_value_are_named_because_they_cannot_be_the_best():
+    nan = float("nan")
+    cells = tuple(
+        CellResults(label=f"width={width}", options={"width": width}, metrics={"r2": values}, validation=values)
+        for width, values in ((4, {0: 0.5, 1: 0.6}), (8, {0: 0.9, 1: nan}))
+    )
+    results = SweepResults(cells=cells, metric="r2", best=0, reported_on="test", level=0.95)
+    assert "r2 is undefined on the validation split in a run of 'width=8', so the best is chosen" in results.notes()[0]
+    assert not any("undefined" in note for note in replace(results, cells=cells[:1]).notes())
 
 
 def test_a_console_without_a_terminal_prints_no_spaces_at_the_end_of_lines(capsys):

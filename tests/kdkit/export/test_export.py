@@ -281,6 +281,21 @@ def test_the_module_that_is_trained_computes_the_outputs_of_the_int8_graph_and_r
     assert np.array_equal(runner.open(written.SerializeToString())(arrays), outputs)
 
 
+class SizeOfWeights:
+    """A metric that runs the network of a recipe."""
+
+    name = "size"
+
+    def reduce_network(self, network, batch):
+        return network.head.weight.abs().sum().expand(len(batch))
+
+    def fit(self, validation):
+        return self
+
+    def compute(self, test):
+        return kdkit.MetricResult(value=test.reduced["size"].mean())
+
+
 def test_the_float_net_teaches_an_int8_graph_whose_weights_were_spoilt(int8, monkeypatch):
     from kdkit.export import finishing
     from kdkit.export.onnx_graph import OnnxGraph
@@ -299,6 +314,7 @@ def test_the_float_net_teaches_an_int8_graph_whose_weights_were_spoilt(int8, mon
         return reference.numeric_gate(runner.open(model.SerializeToString()), None).differences["real"]
 
     source.options = replace(FAST, finish_epochs=5)
+    monkeypatch.setattr(source, "recipe", replace(source.recipe, metrics=(SizeOfWeights(), *source.recipe.metrics)))
     was_training = source.net.network.training
     monkeypatch.setattr(finishing, "_LEARNING_RATE", 1e-3)  # more than rounding is to be undone
     trained = finishing.finish(source, spoilt, limit=64)
@@ -541,6 +557,13 @@ def test_metrics_that_are_worse_miss_their_gate(run_folder, tmp_path, shifted):
     assert scores["macro_auroc"]["export"] == pytest.approx(1 - scores["macro_auroc"]["network"], abs=0.01)
     lines = failures(result.card)
     assert any(line.startswith("macro_auroc is") and "expected at most 5" in line for line in lines)
+
+
+def test_a_metric_that_runs_the_net_is_left_out_of_the_gate_with_a_notice(run_folder, tmp_path, shifted):
+    several = replace(recipe(), metrics=(*recipe().metrics, SizeOfWeights()))
+    (result,) = export_net(several, run_folder, to="shifted", out=tmp_path, options=FAST)
+    assert [*result.card["metric_gate"]["scores"]] == [metric.name for metric in recipe().metrics]
+    assert any("the gate leaves out size, because" in notice for notice in result.card["notices"])
 
 
 def test_outputs_that_are_no_numbers_miss_both_gates(run_folder, tmp_path, shifted):

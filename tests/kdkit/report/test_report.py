@@ -659,6 +659,18 @@ def test_losses_whose_repr_has_an_address_are_one_recipe(tmp_path):
     assert [len(verdict.runs) for verdict in report.verdicts] == [2]
 
 
+def test_runs_with_and_without_a_sampler_have_different_settings(tmp_path):
+    folders = [run(tmp_path / str(seed), distillation, baseline=True, seed=seed) for seed in range(2)]
+    sampled = distillation()
+    sampled.data.train.sampler = [*range(len(sampled.data.train))]
+    other = run(tmp_path / "sampled", sampled, baseline=True, seed=2)
+    report = write_report([*folders, other], tmp_path / "report.html")
+    assert [len(verdict.runs) for verdict in report.verdicts] == [2, 1]
+    assert "list of 24 rows (" in Page((tmp_path / "report.html").read_text()).text
+    write_card(other, tmp_path / "card.md")
+    assert "| sampler | `list of 24 rows (" in (tmp_path / "card.md").read_text()
+
+
 def test_one_seed_of_each_setting_decides_nothing(runs, tmp_path):
     other = run(tmp_path / "run", lambda: distillation(label="other"), baseline=True)
     page = report_page(runs / "seed0", other, out=tmp_path / "report.html")

@@ -367,7 +367,8 @@ def test_no_cell_is_the_best_if_the_metric_is_undefined_on_the_validation_split(
     assert all(cell.comparison is None for cell in results.cells)
     assert [cell.against_reference is not None for cell in results.cells] == [False, False, bool(reference), False]
     assert not any("is the best" in sentence for sentence in results.verdicts())
-    assert any("on_test is undefined on the validation split, so no combination" in note for note in results.notes())
+    (note,) = [note for note in results.notes() if "on_test is undefined on the validation split, so no comb" in note]
+    assert ("--reference" in note) is not bool(reference)
     assert json.loads(results.as_json())["best"] is None
     table = "".join(str(cell) for cell in sweep_table(results).columns[0].cells)
     assert "*" not in table
@@ -375,6 +376,7 @@ def test_no_cell_is_the_best_if_the_metric_is_undefined_on_the_validation_split(
     comparison, _ = report_page(tmp_path, out=tmp_path / "report.html").text.split("Networks", 1)
     assert "so no combination is the best" in comparison
     assert "On the validation split" not in comparison
+    assert ("minus that of" in comparison) is bool(reference)
 
 
 def test_runs_of_a_recipe_that_changed_are_not_among_the_results(tmp_path):

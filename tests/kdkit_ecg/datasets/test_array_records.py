@@ -327,9 +327,17 @@ def test_a_csv_may_have_columns_of_other_quantities_a_line_of_units_and_empty_ce
     assert source.read().signal.tolist() == [[1, 2, 3], [4, 5, 6]]
 
 
-@pytest.mark.parametrize("text", ["I\n1\n\n\n4\n5\n\n", "1\n \n\n4\n5"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I\n1\n\n\n4\n5\n\n",
+        "1\n \n\n4\n5",
+        "I\r\n1\r\n\r\n\r\n4\r\n5\r\n",
+        "I\r\r\n1\r\r\n2\r\r\n3\r\r\n4\r\r\n5\r\r\n",  # without newline="" on Windows
+    ],
+)
 def test_an_empty_line_of_a_csv_of_one_column_is_an_invalid_sample(tmp_path, text):
-    (tmp_path / "a.csv").write_text(text)
+    (tmp_path / "a.csv").write_text(text, newline="")
     [source] = open_file(tmp_path / "a.csv", ArrayFormat(rate=100, unit="mV", leads=("I",)))
     assert source.read().signal.tolist() == [[1, 2, 3, 4, 5]]
 

@@ -539,6 +539,7 @@ def test_a_table_is_read_with_any_delimiter_a_byte_order_mark_and_windows_lines(
         (("{'NORM': 100.0, 'SR': 0.0}", "{'AFIB': 50.0}"), [["NORM", "SR"], ["AFIB"]]),  # PTB-XL
         (("{'AF': 1, 'VT': 0}", "{'AF': False, 'VT': True}", "{'AF': 0}"), [["AF"], ["VT"], []]),
         (('{"AF": true, "VT": false}', '{"VT": true}'), [["AF"], ["VT"]]),  # JSON
+        (('{"AF": true, "VT": false}', '{"VT": true, "AF": null}', "{'VT': True}"), [["AF"], ["VT"]]),  # one unknown
         (('["a, b", "c"]', "['c']"), [["a, b", "c"], ["c"]]),
         (("['a' 'b']", "['b'\n 'c']"), [["a", "b"], ["b", "c"]]),  # the repr of an array of NumPy
         (("[164889003, 426783006]", "[164889003]"), [["164889003", "426783006"], ["164889003"]]),

@@ -65,6 +65,10 @@ def test_groups_and_a_sampler_may_be_set_as_for_any_data():
     assert len(training_order(data.train, 8, seed=0, epoch=0)) == 40
 
 
+def test_the_text_of_a_split_has_no_signals():
+    assert repr(split()) == "SignalSplit(4 samples)"
+
+
 class SampleBytes(Dataset):
     """The samples of a split in draw 2, as bytes."""
 

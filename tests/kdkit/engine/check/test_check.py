@@ -1062,6 +1062,21 @@ def test_a_student_with_its_adapter_switched_off_is_a_teacher():
         assert torch.equal(adapter.weight, values)
 
 
+@pytest.mark.parametrize("draws", [None, 1])
+def test_test_samples_that_cannot_be_stacked_are_found_before_the_run(draws):
+    test = [(torch.randn(4 + (row == 0)), row % 3) for row in range(8)]
+    data = TorchData(samples(), samples(seed=1), test, classes=3, draws=draws)
+    problem = only_problem(one_stage(tiny_net("student"), plain_goal(), data))
+    assert "samples of the test data have different shapes, such as (5) and (4)" in problem
+
+
+def test_samples_of_each_batch_may_have_their_own_size():
+    test = [(torch.randn(4 + row // 4), row % 3) for row in range(12)]
+    student = Net("student", nn.Sequential(nn.AdaptiveAvgPool1d(4), nn.Linear(4, 3)))
+    data = TorchData(samples(), samples(seed=1), test, classes=3)
+    assert not check(one_stage(student, plain_goal(), data)).problems
+
+
 def test_a_batch_size_of_one_is_checked_with_one_sample():
     problem = only_problem(one_stage(tiny_net("student"), plain_goal(), batch_size=1))
     assert "net 'student' fails for its inputs ((1, 4)): " in problem

@@ -138,16 +138,6 @@ def test_a_run_after_estimates_has_the_bits_of_one_without(options):
     assert all(torch.equal(plain[name], estimated[name]) for name in plain)
 
 
-def test_test_samples_that_cannot_be_stacked_are_found_before_the_run(options):
-    train, test = samples(), [(torch.randn(4 + (row == 0)), row % 3) for row in range(8)]
-    stage = Stage({tiny_net("student"): plain_goal()}, TRAINING)
-    plan = check(
-        Recipe(data=TorchData(train, samples(seed=1), test, classes=3, draws=1), schedule=[stage]), estimate=options
-    )
-    (problem,) = plan.problems
-    assert "samples of the test data have different shapes, such as (5) and (4)" in problem
-
-
 def test_a_stage_with_problems_has_no_estimate(options):
     student = tiny_net("student", outputs=5)
     plan = check(one_stage(student, plain_goal()), estimate=options)

@@ -3,6 +3,7 @@
 import json
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -35,6 +36,7 @@ from kdkit import (
     check,
     run,
 )
+from kdkit.data.sample_names import name_digests
 from kdkit.errors import RunFolderError
 from kdkit.losses import (
     DIST,
@@ -634,8 +636,26 @@ def test_a_teacher_that_was_trained_on_test_samples_of_another_fold_is_noticed(t
     assert not any("were trained on samples" in notice for notice in check(recipe(0, tmp_path / "teacher")).notices)
     (notice,) = [n for n in check(recipe(1, tmp_path / "teacher")).notices if "were trained on samples" in n]
     assert notice.startswith("the weights of net 'teacher' were trained on samples with the names of 3 of the 3 test")
+    further = one_stage(tiny_net("teacher", weights=tmp_path / "teacher"), plain_goal(), Fold(1))
+    run(further, out=tmp_path / "further", measure=False)
+    assert any("were trained on samples" in notice for notice in check(recipe(1, tmp_path / "further")).notices)
     (tmp_path / "teacher" / "training-names.safetensors").write_bytes(b"damaged")
     assert not any("were trained on samples" in notice for notice in check(recipe(1, tmp_path / "teacher")).notices)
+
+
+@pytest.mark.parametrize(
+    ("names", "has_digests"),
+    [
+        (lambda rows: rows.tolist(), True),
+        (lambda rows: [Path("a\udcff") / str(row) for row in rows.tolist()], True),
+        (lambda rows: 1 / 0, False),
+        (lambda rows: (), False),
+    ],
+)
+def test_names_of_samples_may_be_anything(monkeypatch, names, has_digests):
+    split = NamedSplit(range(4))
+    monkeypatch.setattr(split, "report_names", names)
+    assert len(name_digests(split).unique()) == 4 * has_digests
 
 
 @pytest.mark.parametrize("groups", [torch.arange(5), torch.rand(6), ["a", "a", "b", "b", "c", "c"]])
