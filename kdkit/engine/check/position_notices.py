@@ -1,6 +1,7 @@
 """Notices about samples with positions, such as tokens, frames or pixels: their labels, padding and order."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from kdkit.data.batch import Batch, nested_tensors
 from kdkit.data.labels import is_ignored
 from kdkit.engine.check.facts import Facts
+from kdkit.engine.stage.terms import BoundTerm
 from kdkit.losses.base import BuildContext, Loss, describe_loss, is_of_kdkit, is_per_position
 from kdkit.losses.catalog import ON_FEATURES
 from kdkit.losses.contrastive import CRD
@@ -16,12 +18,14 @@ from kdkit.losses.sides import as_tuple
 from kdkit.losses.similarity import Cosine
 from kdkit.metrics.base import Metric
 from kdkit.metrics.bootstrap import without_interval
+from kdkit.nets.net import Net
 from kdkit.nets.taps import HeadTap
-from kdkit.recipe.objective import Truth
-from kdkit.recipe.recipe import weighted_terms
+from kdkit.recipe.objective import Truth, taps_of
+from kdkit.recipe.recipe import nets_of, weighted_terms
 
 # CRD compares means over positions.
 FEATURE_LOSSES = tuple(loss for loss in ON_FEATURES if isinstance(loss, type) and loss is not CRD)
+_OF_DECODER = "decoder_input_ids"
 _LABELS = ("labels", "label", "targets", "target")  # inputs of models that compute a loss themselves
 
 
@@ -32,6 +36,8 @@ def position_notices(facts: Facts) -> Iterator[str]:
     yield from _unlabelled_positions(facts)
     yield from _padding(facts)
     yield from _padding_of_labels(facts)
+    yield from _masks_of_other_tokens(facts)
+    yield from _inputs_of_decoders(facts)
     yield from _sequences(facts)
     yield from _single_positions(facts)
     yield from _terms_of_copied_labels(facts)
@@ -97,7 +103,7 @@ def _padding(facts: Facts) -> Iterator[str]:
         student = inputs.student
         if term.target is None or term.rows is not None or not isinstance(student, Tensor):
             continue
-        if not _compares_tokens(term.loss):
+        if not _compares_tokens(term.loss) or _is_of_decoder(term):
             continue
         of_side, frames = masks.get(student.ndim), student.shape[-1]
         is_of_frames = is_waveform and student.ndim == 3 and 1 < frames < mask.shape[1]
@@ -118,7 +124,8 @@ def _padding(facts: Facts) -> Iterator[str]:
 def _padding_of_labels(facts: Facts) -> Iterator[str]:
     """Yield a notice for each term that compares positions after the last label of a sample.
 
-    If the inputs have a mask, `_padding` looks at features. With CTC, labels are not of positions.
+    If the inputs have a mask, `_padding` looks at features, except for those of a decoder, whose tokens are the labels.
+    With CTC, labels are not of positions.
     """
     labels, context = facts.batch.labels, facts.context
     if facts.problems or context.task == "regression" or context.position_dims != 1 or facts.computes_ctc:
@@ -140,13 +147,60 @@ def _padding_of_labels(facts: Facts) -> Iterator[str]:
             compares = len(as_tuple(inputs.student)[0]) == padding.numel()
         else:
             moved = torch.where(padding[:, None], student + 1, student)
-            compares = not has_mask and _compares_tokens(term.loss) and facts.value_changes(term, whole, moved)
+            is_of_labels = _is_of_decoder(term) or not has_mask
+            compares = is_of_labels and _compares_tokens(term.loss) and facts.value_changes(term, whole, moved)
         if compares:
             yield (
                 f"term {term.label!r} also compares positions after the last label, {padding.float().mean():.0%} of "
                 f"those of the first samples; if they are padding, Masked({describe_loss(term.loss)}, mask=...) with "
                 "the mask of the others leaves it out"
             )
+
+
+def _masks_of_other_tokens(facts: Facts) -> Iterator[str]:
+    """Yield a notice for each term that selects tokens of a decoder by the mask of the encoder's tokens."""
+    for term, _, _ in facts.checked_terms:
+        if getattr(term.loss, "mask", None) == "attention_mask" and _is_of_decoder(term):
+            yield (
+                f"term {term.label!r} compares tokens of a decoder, but 'attention_mask' is the mask of the encoder's "
+                "tokens; add the mask of the labels to the inputs, such as decoder_attention_mask = "
+                "(labels >= 0).long(), and pass mask='decoder_attention_mask' to the loss"
+            )
+
+
+def _inputs_of_decoders(facts: Facts) -> Iterator[str]:
+    """Yield a notice for each net whose decoder reads the source text instead of the labels, as that of BART does."""
+    if not facts.context.has_labels or facts.context.position_dims != 1:
+        return
+    outputs = facts.student_outputs.keys() | facts.teacher_outputs.keys()  # a net that fails has the same advice
+    for net in nets_of([facts.stage]):
+        if net.name not in outputs or _encoder_before_decoder(net) is None:
+            continue
+        _, kwargs = net.view(facts.batch)
+        if "input_ids" in kwargs and not kwargs.keys() & {"decoder_input_ids", "decoder_inputs_embeds", "labels"}:
+            yield (
+                f"net {net.name!r} gets no decoder_input_ids, so its decoder reads input_ids instead of the labels; "
+                "add the labels shifted to the right to the inputs, as DataCollatorForSeq2Seq(tokenizer, model=model) "
+                "of transformers does"
+            )
+
+
+def _is_of_decoder(term: BoundTerm) -> bool:
+    """Return whether the student side of a term has the tokens of a decoder, instead of those of its encoder."""
+    encoder = _encoder_before_decoder(term.student_net)
+    if encoder is None:
+        return False
+    of_encoder = set(encoder.modules())
+    return not any(tap.module in of_encoder for tap in taps_of(term.weighted.term.student))
+
+
+def _encoder_before_decoder(net: Net[Any]) -> nn.Module | None:
+    """Return the encoder of a model of transformers that has both an encoder and a decoder; otherwise None."""
+    for part in net.module.modules() if isinstance(net.module, nn.Module) else ():
+        if getattr(getattr(part, "config", None), "is_encoder_decoder", False) and hasattr(part, "decoder"):
+            encoder = getattr(part, "encoder", None)
+            return encoder if isinstance(encoder, nn.Module) else None
+    return None
 
 
 def _compares_tokens(loss: Loss) -> bool:
@@ -190,7 +244,8 @@ def _single_positions(facts: Facts) -> Iterator[str]:
 
 def _terms_of_copied_labels(facts: Facts) -> Iterator[str]:
     """Yield a notice if labels are the input tokens: a language model would learn to repeat the token that it reads."""
-    if not _are_inputs(facts.context, facts.batch):
+    tokens = _copied_tokens(facts.context, facts.batch)
+    if not tokens:
         return
     for net, weighted in weighted_terms(facts.stage):
         term = weighted.term
@@ -198,25 +253,25 @@ def _terms_of_copied_labels(facts: Facts) -> Iterator[str]:
         is_of_outputs = term.student is None or isinstance(term.student, HeadTap)
         if isinstance(term, Truth) and is_of_outputs and compares_outputs:
             yield (
-                f"the labels are the input tokens, so term {term.label!r} trains net {net.name!r} to repeat the token "
-                f"that it reads; if it predicts the next token, {_shift(facts)}"
+                f"the labels are the {tokens}, so term {term.label!r} trains net {net.name!r} to repeat the token that "
+                f"it reads; if it predicts the next token, {_shift(facts, tokens)}"
             )
             return
 
 
 def _metrics_of_copied_labels(facts: Facts, validation: Batch) -> Iterator[str]:
     """Yield a notice if metrics compare outputs with the input tokens, even if the model shifts its own labels."""
-    if _are_inputs(facts.context, facts.batch):
+    if tokens := _copied_tokens(facts.context, facts.batch):
         if not any(_terms_of_copied_labels(facts)):
             yield (
-                "the labels are the input tokens, and metrics compare the output at a token with its own label; if the "
-                f"network predicts the next token, {_shift(facts)} (a model that computes its own loss shifts the "
-                "labels among its inputs itself)"
+                f"the labels are the {tokens}, and metrics compare the output at a token with its own label; if the "
+                f"network predicts the next token, {_shift(facts, tokens)} (a model that computes its own loss shifts "
+                "the labels among its inputs itself)"
             )
-    elif _are_inputs(facts.context, validation):
+    elif tokens := _copied_tokens(facts.context, validation):
         yield (
-            "the labels of the validation data are its input tokens, unlike those of training, and metrics compare the "
-            f"output at a token with its own label; if the network predicts the next token, {_shift(facts)}"
+            f"the labels of the validation data are its {tokens}, unlike those of training, and metrics compare the "
+            f"output at a token with its own label; if the network predicts the next token, {_shift(facts, tokens)}"
         )
 
 
@@ -233,23 +288,31 @@ def _metrics_of_sequences(facts: Facts, metrics: Sequence[Metric]) -> Iterator[s
         )
 
 
-def _are_inputs(context: BuildContext, batch: Batch) -> bool:
-    """Return whether the labels equal the input tokens at all positions with a label."""
-    labels, inputs = batch.labels, batch.inputs
+def _copied_tokens(context: BuildContext, batch: Batch) -> str:
+    """Return the name of the tokens that the labels equal at all positions with a label, or ""."""
+    labels, inputs, name = batch.labels, batch.inputs, "input tokens"
     if context.task != "multiclass" or context.position_dims != 1 or not context.ignored_labels:
-        return False
+        return ""
     has_label = (labels >= 0) & ~is_ignored(labels, context.ignored_labels)
     if isinstance(inputs, Mapping):
         names = [name for name in inputs if name not in _LABELS]
+        if _OF_DECODER in names:  # the source text may equal the labels, as for a model that copies it
+            name, names = _OF_DECODER, [_OF_DECODER]
         inputs = inputs["input_ids"] if "input_ids" in names else [inputs[name] for name in names]
     # Only the first tensor of a tuple: a model that computes a loss takes the labels as a later element.
     tokens = next(iter(nested_tensors(inputs)), None)
     if tokens is None or tokens.is_floating_point() or tokens.shape != labels.shape or not has_label.any():
-        return False
-    return bool((tokens.to(labels.dtype)[has_label] == labels[has_label]).all())  # torch cannot compare uint16
+        return ""
+    are_equal = bool((tokens.to(labels.dtype)[has_label] == labels[has_label]).all())  # torch cannot compare uint16
+    return name if are_equal else ""
 
 
-def _shift(facts: Facts) -> str:
+def _shift(facts: Facts, tokens: str) -> str:
+    if tokens == _OF_DECODER:
+        return (
+            "shift decoder_input_ids to the right, as model.prepare_decoder_input_ids_from_labels(labels) of "
+            "transformers does"
+        )
     ignored = facts.context.ignored_labels
     return (
         "shift the labels of all splits, such as in the collate_fn of their DataLoaders: labels = "

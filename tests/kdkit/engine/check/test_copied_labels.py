@@ -40,14 +40,14 @@ def truth():
     return Truth(nn.CrossEntropyLoss())
 
 
-def notices(samples, objective=None, validation=None):
+def notices(samples, objective=None, validation=None, model=Model):
     """Return the notices of a recipe with these pairs (inputs, labels), and with a term on the labels by default.
 
     validation: by default, the samples.
     """
     validation = samples if validation is None else validation
     data = TorchData(samples, validation, task="multiclass", classes=[str(word) for word in range(WORDS)])
-    student = Net("student", Model())
+    student = Net("student", model())
     stage = Stage({student: truth() if objective is None else objective(student)}, Training(epochs=1, batch_size=4))
     plan = kdkit.check(Recipe(data=data, schedule=[stage]))
     assert plan.problems == ()
@@ -85,6 +85,25 @@ def test_padding_and_a_mask_do_not_hide_the_inputs():
     labels[:, 4:] = -100
     mask = torch.ones(6, dtype=torch.long)
     assert len(notices(batches({"attention_mask": mask}, labels))) == 1
+
+
+class Decoder(Model):
+    """A model whose outputs are those of the tokens before the labels."""
+
+    def forward(self, input_ids, decoder_input_ids):
+        return super().forward(decoder_input_ids)
+
+
+def test_labels_that_a_decoder_reads_are_noticed_but_not_those_that_equal_the_source_text():
+    begin = nn.functional.pad(TOKENS[:, :-1], (1, 0))
+    copies, right = (
+        [({"input_ids": row, "decoder_input_ids": read}, row) for row, read in zip(TOKENS, tokens, strict=True)]
+        for tokens in (TOKENS, begin)
+    )
+    (notice,) = notices(copies, model=Decoder)
+    assert notice.startswith("the labels are the decoder_input_ids, so term 'truth' trains net 'student' to repeat")
+    assert notice.endswith("as model.prepare_decoder_input_ids_from_labels(labels) of transformers does")
+    assert notices(right, model=Decoder) == ()
 
 
 def test_a_masked_language_model_and_other_labels_are_not_noticed():
