@@ -16,7 +16,7 @@ from kdkit.engine.predict import Predictor
 from kdkit.errors import KdkitError, first_line
 from kdkit.export.base import Model
 from kdkit.export.source import ExportSource
-from kdkit.metrics.base import Metric, Predictions, lower_is_better
+from kdkit.metrics.base import Metric, NetworkReducing, Predictions, lower_is_better
 from kdkit.metrics.bootstrap import without_interval
 from kdkit.nets.net import Net
 from kdkit.utils.modules import eval_mode
@@ -88,6 +88,7 @@ class Reference:
     """The reference for an export: the metrics of the network, with thresholds from the validation split.
 
     validation, test: predictions of the network on the CPU. metrics: fitted on the validation split, without intervals.
+    Those that run the network itself, such as of texts that it generates, cannot be computed for an export.
     """
 
     def __init__(self, source: ExportSource) -> None:
@@ -104,14 +105,15 @@ class Reference:
 
     def metric_gate(self, model: Model, points: float) -> MetricGate:
         """Return the metric gate of an export. Raises ExportRunError if it fails for a batch."""
+        metrics = [metric for metric in self.metrics if not isinstance(metric, NetworkReducing)]
         try:
-            exported = self._predict(as_net(self.source, model), self._tested)
+            exported = self._predict(as_net(self.source, model), self._tested, metrics)
         except ExportRunError:
             raise
         except KdkitError:  # an output is not a finite number
             exported = None
         scores = []
-        for metric in self.metrics:
+        for metric in metrics:
             network = self.scores[metric.name]
             export = math.nan if exported is None else metric.compute(exported).value
             worse = (export - network) if lower_is_better(metric) else (network - export)
@@ -170,7 +172,8 @@ class Reference:
             return math.nan
         # A masked class is -inf in both, and a sample that is only padding may be NaN in both.
         equal = (outputs == expected) | (np.isnan(outputs) & np.isnan(expected))
-        mask = dict(zip(self.source.input_names, inputs, strict=True)).get("attention_mask")
+        by_name = dict(zip(self.source.input_names, inputs, strict=True))
+        mask = None if "decoder_input_ids" in by_name else by_name.get("attention_mask")
         # The outputs of padding mean nothing: if nothing is before it, it attends to no token, and runtimes differ.
         if mask is not None and expected.ndim == 3 and mask.shape == expected.shape[::2]:
             equal |= (mask == 0).numpy()[:, None]
@@ -190,11 +193,13 @@ class Reference:
         except ExportRunError:
             return math.nan
 
-    def _predict(self, net: Net[Any], split: Split | LoaderSplit) -> Predictions:
+    def _predict(
+        self, net: Net[Any], split: Split | LoaderSplit, metrics: Sequence[Metric] | None = None
+    ) -> Predictions:
         device = torch.device("cpu")
         data = self.source.data
         loader = DeviceData(device, share=0.0, draws=data.draws, passes=1)
-        predictor = Predictor(data, loader, "fp32", self.source.recipe.metrics)
+        predictor = Predictor(data, loader, "fp32", self.source.recipe.metrics if metrics is None else metrics)
         return predictor.predict(net, split, batch_size=self._size)
 
 

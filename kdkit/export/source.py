@@ -16,6 +16,8 @@ from kdkit.data.dataset import Data, LoaderSplit, Split
 from kdkit.data.loading import batches
 from kdkit.errors import KdkitError, first_line
 from kdkit.export.options import ExportOptions
+from kdkit.metrics.base import NetworkReducing
+from kdkit.metrics.bootstrap import without_interval
 from kdkit.nets.elements import pick_tensor
 from kdkit.nets.net import Net
 from kdkit.recipe.recipe import Recipe
@@ -84,15 +86,24 @@ class ExportSource:
     @property
     def notices(self) -> tuple[str, ...]:
         """What a user must know about a file of this network in any format."""
+        notices = []
         # FakeQuantizedLinear of torchao, FakeQuantize of torch, and others
         names = {type(part).__name__ for part in self.net.network.modules()}
         simulated = min((name for name in names if "FakeQuant" in name), default=None)
-        if simulated is None:
-            return ()
-        return (
-            f"net {self.net.name!r} simulates quantization ({simulated}), which the file computes in floating point by "
-            "extra operators; convert it with the library that prepared it, or export a network without it to int8",
-        )
+        if simulated is not None:
+            notices.append(
+                f"net {self.net.name!r} simulates quantization ({simulated}), which the file computes in floating "
+                "point by extra operators; convert it with the library that prepared it, or export a network without "
+                "it to int8"
+            )
+        running = [
+            metric.name for metric in self.recipe.metrics if isinstance(without_interval(metric), NetworkReducing)
+        ]
+        if running:
+            notices.append(
+                f"{', '.join(running)}: not compared, because the metric runs the network itself, which a file cannot"
+            )
+        return tuple(notices)
 
     @property
     def output_name(self) -> str:
