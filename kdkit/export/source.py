@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from kdkit.data.batch import Batch
 from kdkit.data.dataset import Data, LoaderSplit, Split
@@ -84,6 +85,13 @@ class ExportSource:
         return "+".join(sorted(_PRECISIONS.get(dtype, str(dtype)) for dtype in dtypes)) or "fp32"
 
     @property
+    def quantized(self) -> str:
+        """The type of quantized weights, such as those of torchao; "" if there are none."""
+        parameters = self.net.network.parameters()
+        types = {type(tensor) for tensor in parameters if is_traceable_wrapper_subclass(tensor)}
+        return ", ".join(sorted(kind.__name__ for kind in types))
+
+    @property
     def notices(self) -> tuple[str, ...]:
         """What a user must know about a file of this network in any format."""
         notices = []
@@ -96,13 +104,16 @@ class ExportSource:
                 "point by extra operators; convert it with the library that prepared it, or export a network without "
                 "it to int8"
             )
-        running = [
-            metric.name for metric in self.recipe.metrics if isinstance(without_interval(metric), NetworkReducing)
-        ]
-        if running:
+        if self.quantized:
             notices.append(
-                f"{', '.join(running)}: not compared, because the metric runs the network itself, which a file cannot"
+                f"net {self.net.name!r} has quantized weights ({self.quantized}): pt2 stores them as they are, other "
+                "formats may store their values in float32"
             )
+        for metric in map(without_interval, self.recipe.metrics):
+            if isinstance(metric, NetworkReducing):
+                notices.append(
+                    f"{metric.name}: not compared, because the metric runs the network itself, which a file cannot"
+                )
         return tuple(notices)
 
     @property

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from kdkit.utils.devices import copy_to_cpu
 
@@ -113,7 +114,18 @@ def _is_sharded(part: nn.Module) -> bool:
 
 def weights_bytes(module: nn.Module) -> int:
     """Return the bytes of the parameters and buffers of a module; those that submodules share count once."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in {*module.parameters(), *module.buffers()})
+    tensors = {*module.parameters(), *module.buffers()}
+    return sum(stored.numel() * stored.element_size() for tensor in tensors for stored in stored_tensors(tensor))
+
+
+def stored_tensors(tensor: Tensor) -> Iterator[Tensor]:
+    """Yield the tensors that hold the values of a tensor: itself, or the integers and scales of a quantized weight."""
+    if not is_traceable_wrapper_subclass(tensor) or type(tensor).__name__ == "DTensor":
+        yield tensor
+        return
+    names, _ = tensor.__tensor_flatten__()
+    for name in names:
+        yield from stored_tensors(getattr(tensor, name))
 
 
 def parameters_behind(tensors: Iterable[Tensor]) -> set[Tensor]:

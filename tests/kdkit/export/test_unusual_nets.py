@@ -286,6 +286,32 @@ def test_a_card_says_that_quantization_is_simulated(tmp_path):
     assert "net 'student' simulates quantization (FakeQuantizedLinear)" in notice
 
 
+def test_a_network_with_quantized_weights_is_exported_and_its_integers_counted(tmp_path):
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    def quantized():
+        network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+        quantize_(network, Int8WeightOnlyConfig())
+        return network
+
+    source = source_of(quantized, numbers(1.0, 0.0), metrics=(R2(),), loss=nn.MSELoss())
+    weights = tmp_path / "weights.safetensors"
+    weights.touch()
+    card = Attempt.best_of(source, Reference(source), Pt2Exporter(), weights).card(source)
+    assert card["passed"]
+    # weights of one byte; for each of nine outputs a bias and a scale of four bytes, and a zero point of one
+    assert card["network"]["weights_bytes"] == 4 * 8 + 8 + 9 * 9
+    (notice,) = card["notices"]
+    assert "net 'student' has quantized weights (Int8Tensor): pt2 stores them as they are" in notice
+    digest = card["metadata"]["run"]["weights_sha256"]
+    source.net.network[2].weight.qdata[0, 0] += 1
+    assert metadata_of(source, Reference(source), weights)["run"]["weights_sha256"] != digest
+    with pytest.raises(
+        KdkitError, match=r"net 'student' is quantized already \(Int8Tensor\): export it to pt2 or onnx"
+    ):
+        Int8OnnxExporter().export(source)
+
+
 def numbers(scale, shift):
     """Return the data of a regression in another unit."""
 
