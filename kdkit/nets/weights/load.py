@@ -77,7 +77,10 @@ def load_weights(
 
 
 class _Target:
-    """The tensors of a module by their plain keys. aliases: for each key, the keys that share its tensor."""
+    """The tensors of a module by their plain keys. aliases: for each key, the keys that share its tensor.
+
+    resized: the keys of ranges in observers of torch, which get the shapes that they have in a file.
+    """
 
     def __init__(self, module: nn.Module, name: str) -> None:
         self.module = module
@@ -91,6 +94,13 @@ class _Target:
                     f"net {name!r} cannot load weights because its {key!r} has no shape yet; run its module once first"
                 )
         self.aliases = {key: keys for keys in keys_by_tensor(self.tensors.items()) for key in keys}
+        ranges = {
+            f"{path}.{name}"
+            for path, part in module.named_modules()
+            if type(part).__module__.startswith("torch.ao.quantization.")
+            for name in part._buffers
+        }
+        self.resized = {plain for plain, key in self.keys.items() if key in ranges}
 
     def load(self, match: "_Match") -> None:
         """Copy the fitting tensors of a match into the module."""
@@ -216,7 +226,7 @@ class _Match:
             return False
         # Integers for real weights are quantized, and meaningless without a scale. Complex values would lose a part.
         quantized = expected.is_floating_point() and not tensor.is_floating_point()
-        return tensor.shape == expected.shape and not quantized
+        return (tensor.shape == expected.shape or key in self.target.resized) and not quantized
 
 
 class _Matches:

@@ -125,13 +125,22 @@ def test_a_student_is_trained_with_fake_quantization():
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_student_with_observers_of_torch_is_trained_and_averaged():
+def test_a_student_with_observers_of_torch_is_trained_averaged_and_loaded(tmp_path):
     from torch.ao import quantization  # deprecated, but without a successor for layers other than linear ones
 
-    student = nn.Sequential(quantization.QuantStub(), nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
-    student.qconfig = quantization.get_default_qat_qconfig("x86")  # its ranges by channel have no size before a pass
-    quantization.prepare_qat(student.train(), inplace=True)
-    require_learned(distill(Mlp(), student, training=training(ema=AverageWeights(decay=0.5))))
+    def prepared():
+        module = nn.Sequential(quantization.QuantStub(), nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+        module.qconfig = quantization.get_default_qat_qconfig("x86")  # its ranges by channel have no size before a pass
+        return quantization.prepare_qat(module.train())
+
+    student = prepared()
+    require_learned(distill(Mlp(), student, training=training(ema=AverageWeights(decay=0.5)), out=tmp_path / "run"))
+    torch.save(student.state_dict(), tmp_path / "state.pt")
+    for weights in (tmp_path / "run", tmp_path / "state.pt"):
+        state = Net("student", prepared(), weights=weights).network.state_dict()
+        assert state["1.weight_fake_quant.scale"].shape == (8,)
+        if weights.suffix:  # those in the run are from before its evaluation, whose samples observers see, too
+            assert all(torch.equal(value, state[key]) for key, value in student.state_dict().items())
 
 
 def test_students_of_one_process_may_be_wrapped_for_several(tmp_path):
