@@ -1,8 +1,9 @@
 """Run a network temporarily and restore its modes and buffers; copy and load its state without wrappers."""
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from kdkit.utils.devices import copy_to_cpu
+
+T = TypeVar("T")
 
 # The files of torch whose layers compute the same in training and eval mode, except for two classes.
 _MODELESS_FILES = {
@@ -110,6 +113,18 @@ def is_sharded(module: nn.Module) -> bool:
 
 def _is_sharded(part: nn.Module) -> bool:
     return any(base.__name__ == "FSDPModule" for base in type(part).__mro__)  # the class takes a second to import
+
+
+def copy_with_module(holder: T, module: nn.Module) -> T:
+    """Return a deep copy of an object that holds a module, or of the module.
+
+    Weights that hooks compute before each forward pass, as of pruned layers, are copied without their graph, which
+    torch cannot copy.
+    """
+    hooked = [part for part in module.modules() if part._forward_pre_hooks]
+    values = [value for part in hooked for value in vars(part).values()]
+    computed = [value for value in values if isinstance(value, Tensor) and not value.is_leaf]
+    return copy.deepcopy(holder, {id(tensor): tensor.detach().clone() for tensor in computed})
 
 
 def weights_bytes(module: nn.Module) -> int:

@@ -97,13 +97,28 @@ def test_a_volume_is_classified_by_convolutions_in_three_dimensions():
     require_learned(kdkit.run(Recipe(data=TorchData(data, data), schedule=[stage]), device="cpu"))
 
 
-def test_a_pruned_student_keeps_its_zeros():
+@pytest.mark.parametrize("options", [{}, {"training": training(ema=AverageWeights(decay=0.5))}, {"baseline": True}])
+def test_a_pruned_student_keeps_its_zeros(options):
     student = Mlp(hidden=8)
     prune.l1_unstructured(student.head, "weight", amount=0.5)
     zeros = student.head.weight == 0
-    require_learned(distill(Mlp(), student))
+    result = distill(Mlp(), student, **options)
+    require_learned(result)
     assert zeros.sum() == 12
-    assert torch.equal(student.head.weight == 0, zeros)
+    trained = [net.module.head for name, net in result.nets.items() if name != "teacher"]
+    assert len(trained) == 1 + ("baseline" in options)
+    for head in trained:
+        assert torch.equal(head.weight == 0, zeros)
+        prune.remove(head, "weight")
+        assert torch.equal(head.weight == 0, zeros)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.nn.utils.weight_norm. is deprecated")
+def test_a_student_with_the_old_weight_norm_is_averaged():
+    student = nn.Sequential(nn.utils.weight_norm(nn.Linear(4, 8)), nn.ReLU(), nn.Linear(8, 3))
+    require_learned(distill(Mlp(), student, training=training(ema=AverageWeights(decay=0.5))))
+    layer = student[0]
+    torch.testing.assert_close(layer.weight.norm(dim=1, keepdim=True), layer.weight_g)
 
 
 def test_a_student_with_a_parametrized_weight_is_trained_and_saved(tmp_path):
