@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -297,7 +297,7 @@ class _Matches:
                     key = part.candidate.path
                     return f"{nearest.problem()}; those under {prefix!r} fit: pass weights_key={key!r}"
         remedy = "; strict=False loads the tensors that fit" if strict and nearest.fitting else ""
-        return nearest.problem() + remedy
+        return nearest.problem() + (_pruning_advice(nearest) or remedy)
 
     def _part_of(self, candidate: _Candidate) -> str:
         """Return the path of the part of the net of which most keys are, such as the net without its head; or ""."""
@@ -314,6 +314,20 @@ class _Matches:
         large = [part for part, keys in keys_of.items() if keys <= sources.keys() and 2 * len(keys) > len(sources)]
         parts = [part for part in large if all(fits(part, key) for key in keys_of[part])]
         return max(parts, key=lambda part: len(keys_of[part]), default="")
+
+
+def _pruning_advice(match: _Match) -> str:
+    """Return what to do if only the weights, or only the net, are pruned by torch, which adds masks; otherwise ""."""
+    if _has_masks(match.unexpected):
+        return (
+            "; these weights are pruned: give the layers of the net masks with torch.nn.utils.prune.identity(layer, "
+            "'weight') before the weights are loaded; prune.remove(layer, 'weight') then removes the masks"
+        )
+    return "; the net is pruned already: load the weights before it is pruned" if _has_masks(match.missing) else ""
+
+
+def _has_masks(keys: Sequence[str]) -> bool:
+    return any(key.endswith("_mask") and f"{key.removesuffix('_mask')}_orig" in keys for key in keys)
 
 
 def _prefixes(keys: Mapping[str, str]) -> list[str]:
