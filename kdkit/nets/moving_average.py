@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kdkit.errors import RecipeError
+from kdkit.utils.modules import pruning_masks
 from kdkit.utils.validation import is_number
 
 _HALF_PRECISION = (torch.float16, torch.bfloat16)
@@ -32,8 +33,7 @@ class MovingAverage:
         self._names = [*tensors]
         # Found once: a search for infinite values in each update would make the CPU wait for the GPU.
         self._masks = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
-        weights = [name.removesuffix("_mask") for name in tensors if name.endswith("_mask")]
-        self._pruning = [f"{weight}_mask" for weight in weights if f"{weight}_orig" in tensors]
+        self._pruning = pruning_masks(tensors)
 
     @torch.no_grad()
     def update(self, source: nn.Module) -> None:

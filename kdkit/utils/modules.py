@@ -1,7 +1,7 @@
 """Run a network temporarily and restore its modes and buffers; copy and load its state without wrappers."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, TypeVar
 
@@ -128,9 +128,20 @@ def copy_with_module(holder: T, module: nn.Module) -> T:
 
 
 def weights_bytes(module: nn.Module) -> int:
-    """Return the bytes of the parameters and buffers of a module; those that submodules share count once."""
-    tensors = {*module.parameters(), *module.buffers()}
+    """Return the bytes of the parameters and buffers of a module, without masks of pruned weights.
+
+    Those that submodules share count once.
+    """
+    named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    masks = pruning_masks(named)
+    tensors = {tensor for name, tensor in named.items() if name not in masks}
     return sum(stored.numel() * stored.element_size() for tensor in tensors for stored in stored_tensors(tensor))
+
+
+def pruning_masks(names: Collection[str]) -> set[str]:
+    """Return the names of the masks of `torch.nn.utils.prune`, by which layers multiply their weights."""
+    pruned = [name.removesuffix("_mask") for name in names if name.endswith("_mask")]
+    return {f"{name}_mask" for name in pruned if f"{name}_orig" in names}
 
 
 def stored_tensors(tensor: Tensor) -> Iterator[Tensor]:

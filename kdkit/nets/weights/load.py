@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 from kdkit.errors import RecipeError, did_you_mean
 from kdkit.nets.weights.folders import find_weights, recorded_facts, recorded_training_names
 from kdkit.nets.weights.state_dicts import Entries, read_state_dicts, select_entries
-from kdkit.utils.modules import keys_by_tensor, plain_keys
+from kdkit.utils.modules import keys_by_tensor, plain_keys, pruning_masks
 from kdkit.utils.reprs import first_three
 
 # Key segments that wrappers of torch add: DataParallel, torch.compile, FSDP, and activation checkpointing.
@@ -318,16 +318,12 @@ class _Matches:
 
 def _pruning_advice(match: _Match) -> str:
     """Return what to do if only the weights, or only the net, are pruned by torch, which adds masks; otherwise ""."""
-    if _has_masks(match.unexpected):
+    if pruning_masks(match.unexpected):
         return (
             "; these weights are pruned: give the layers of the net masks with torch.nn.utils.prune.identity(layer, "
             "'weight') before the weights are loaded; prune.remove(layer, 'weight') then removes the masks"
         )
-    return "; the net is pruned already: load the weights before it is pruned" if _has_masks(match.missing) else ""
-
-
-def _has_masks(keys: Sequence[str]) -> bool:
-    return any(key.endswith("_mask") and f"{key.removesuffix('_mask')}_orig" in keys for key in keys)
+    return "; the net is pruned already: load the weights before it is pruned" if pruning_masks(match.missing) else ""
 
 
 def _prefixes(keys: Mapping[str, str]) -> list[str]:
