@@ -169,37 +169,46 @@ def _masks_of_other_tokens(facts: Facts) -> Iterator[str]:
 
 
 def _inputs_of_decoders(facts: Facts) -> Iterator[str]:
-    """Yield a notice for each net whose decoder reads the source text instead of the labels, as that of BART does."""
+    """Yield a notice for each net whose decoder reads the source text, as BART does, or begins with another token."""
     if not facts.context.has_labels or facts.context.position_dims != 1:
         return
     outputs = facts.student_outputs.keys() | facts.teacher_outputs.keys()  # a net that fails has the same advice
+    are_copied = bool(_copied_tokens(facts.context, facts.batch))
     for net in nets_of([facts.stage]):
-        if net.name not in outputs or _encoder_before_decoder(net) is None:
+        model = _encoder_decoder(net)
+        if net.name not in outputs or model is None:
             continue
         _, kwargs = net.view(facts.batch)
-        if "input_ids" in kwargs and not kwargs.keys() & {"decoder_input_ids", "decoder_inputs_embeds", "labels"}:
+        if "input_ids" in kwargs and not kwargs.keys() & {_OF_DECODER, "decoder_inputs_embeds", "labels"}:
             yield (
                 f"net {net.name!r} gets no decoder_input_ids, so its decoder reads input_ids instead of the labels; "
                 "add the labels shifted to the right to the inputs, as DataCollatorForSeq2Seq(tokenizer, model=model) "
                 "of transformers does"
             )
+        tokens, start = kwargs.get(_OF_DECODER), getattr(model.config, "decoder_start_token_id", None)
+        if isinstance(tokens, Tensor) and isinstance(start, int) and not are_copied and (tokens[:, 0] != start).all():
+            yield (
+                f"decoder_input_ids begin with the token {int(tokens[0, 0])}, but net {net.name!r} begins texts with "
+                f"{start}, the decoder_start_token_id of its config; shift the labels to the right with its "
+                "prepare_decoder_input_ids_from_labels(labels)"
+            )
 
 
 def _is_of_decoder(term: BoundTerm) -> bool:
     """Return whether the student side of a term has the tokens of a decoder, instead of those of its encoder."""
-    encoder = _encoder_before_decoder(term.student_net)
-    if encoder is None:
+    model = _encoder_decoder(term.student_net)
+    if model is None:
         return False
-    of_encoder = set(encoder.modules())
+    of_encoder = set(model.encoder.modules())
     return not any(tap.module in of_encoder for tap in taps_of(term.weighted.term.student))
 
 
-def _encoder_before_decoder(net: Net[Any]) -> nn.Module | None:
-    """Return the encoder of a model of transformers that has both an encoder and a decoder; otherwise None."""
+def _encoder_decoder(net: Net[Any]) -> Any:
+    """Return the model of transformers with an encoder and a decoder that is a network, or a part of it, or None."""
     for part in net.module.modules() if isinstance(net.module, nn.Module) else ():
-        if getattr(getattr(part, "config", None), "is_encoder_decoder", False) and hasattr(part, "decoder"):
-            encoder = getattr(part, "encoder", None)
-            return encoder if isinstance(encoder, nn.Module) else None
+        has_both = all(isinstance(getattr(part, name, None), nn.Module) for name in ("encoder", "decoder"))
+        if has_both and getattr(getattr(part, "config", None), "is_encoder_decoder", False):
+            return part
     return None
 
 

@@ -218,7 +218,9 @@ def bart():
     sizes = {
         f"{part}_{name}": 1 for part in ("encoder", "decoder") for name in ("layers", "attention_heads", "ffn_dim")
     }
-    config = BartConfig(vocab_size=12, d_model=4, max_position_embeddings=8, pad_token_id=0, **sizes)
+    config = BartConfig(
+        vocab_size=12, d_model=4, max_position_embeddings=8, pad_token_id=0, decoder_start_token_id=3, **sizes
+    )
     return BartForConditionalGeneration(config)
 
 
@@ -264,3 +266,9 @@ def test_the_tokens_of_a_decoder_have_another_mask_than_those_of_the_encoder(par
 def test_a_decoder_that_reads_the_source_text_is_noticed(length):
     (notice,) = (text for text in notices_of_decoders({}, length=length) if "decoder" in text)
     assert notice.startswith("net 'student' gets no decoder_input_ids, so its decoder reads input_ids")
+
+
+def test_decoder_inputs_that_do_not_begin_with_the_start_token_are_noticed():
+    notices = notices_of_decoders({"decoder_input_ids": torch.arange(6) + 4})
+    expected = "decoder_input_ids begin with the token 4, but net {!r} begins texts with 3, the decoder_start_token_id"
+    assert [text.split(" of its config")[0] for text in notices] == [expected.format("student")]
