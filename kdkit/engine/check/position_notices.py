@@ -38,6 +38,7 @@ def position_notices(facts: Facts) -> Iterator[str]:
     yield from _padding_of_labels(facts)
     yield from _masks_of_other_tokens(facts)
     yield from _inputs_of_decoders(facts)
+    yield from _labels_of_decoders(facts.context, facts.batch, "the")
     yield from _sequences(facts)
     yield from _single_positions(facts)
     yield from _terms_of_copied_labels(facts)
@@ -46,6 +47,8 @@ def position_notices(facts: Facts) -> Iterator[str]:
 def position_metric_notices(facts: Facts, metrics: Sequence[Metric], validation: Batch) -> Iterator[str]:
     """Yield notices about metrics that compare the output at a position with its label. validation: a tiny batch."""
     yield from _metrics_of_copied_labels(facts, validation)
+    if not any(_labels_of_decoders(facts.context, facts.batch, "the")):
+        yield from _labels_of_decoders(facts.context, validation, "the validation data's")
     yield from _metrics_of_sequences(facts, metrics)
 
 
@@ -173,7 +176,6 @@ def _inputs_of_decoders(facts: Facts) -> Iterator[str]:
     if not facts.context.has_labels or facts.context.position_dims != 1:
         return
     outputs = facts.student_outputs.keys() | facts.teacher_outputs.keys()  # a net that fails has the same advice
-    are_copied = bool(_copied_tokens(facts.context, facts.batch))
     for net in nets_of([facts.stage]):
         model = _encoder_decoder(net)
         if net.name not in outputs or model is None:
@@ -186,12 +188,28 @@ def _inputs_of_decoders(facts: Facts) -> Iterator[str]:
                 "of transformers does"
             )
         tokens, start = kwargs.get(_OF_DECODER), getattr(model.config, "decoder_start_token_id", None)
-        if isinstance(tokens, Tensor) and isinstance(start, int) and not are_copied and (tokens[:, 0] != start).all():
+        if isinstance(tokens, Tensor) and isinstance(start, int) and (tokens[:, 0] != start).all():
             yield (
                 f"decoder_input_ids begin with the token {int(tokens[0, 0])}, but net {net.name!r} begins texts with "
                 f"{start}, the decoder_start_token_id of its config; shift the labels to the right with its "
                 "prepare_decoder_input_ids_from_labels(labels)"
             )
+
+
+def _labels_of_decoders(context: BuildContext, batch: Batch, whose: str) -> Iterator[str]:
+    """Yield a notice if most labels are not the token that a decoder reads next."""
+    tokens = batch.inputs.get(_OF_DECODER) if isinstance(batch.inputs, Mapping) else None
+    if context.task != "multiclass" or not isinstance(tokens, Tensor) or tokens.shape != batch.labels.shape:
+        return
+    has_label = (batch.labels >= 0) & ~is_ignored(batch.labels, context.ignored_labels)
+    has_next = has_label[:, :-1] & has_label[:, 1:]
+    share = (tokens[:, 1:] == batch.labels[:, :-1])[has_next].float().mean()
+    if share < 0.5:  # NaN without two labels in a text; some models drop tokens of the decoder's inputs
+        yield (
+            f"{whose} decoder_input_ids are not the labels shifted to the right: only {share:.0%} of the labels are "
+            "the token that the decoder reads next; if it predicts the next token, pass "
+            "model.prepare_decoder_input_ids_from_labels(labels) of transformers, and do not shift the labels"
+        )
 
 
 def _is_of_decoder(term: BoundTerm) -> bool:
@@ -253,8 +271,7 @@ def _single_positions(facts: Facts) -> Iterator[str]:
 
 def _terms_of_copied_labels(facts: Facts) -> Iterator[str]:
     """Yield a notice if labels are the input tokens: a language model would learn to repeat the token that it reads."""
-    tokens = _copied_tokens(facts.context, facts.batch)
-    if not tokens:
+    if not _are_inputs(facts.context, facts.batch):
         return
     for net, weighted in weighted_terms(facts.stage):
         term = weighted.term
@@ -262,25 +279,25 @@ def _terms_of_copied_labels(facts: Facts) -> Iterator[str]:
         is_of_outputs = term.student is None or isinstance(term.student, HeadTap)
         if isinstance(term, Truth) and is_of_outputs and compares_outputs:
             yield (
-                f"the labels are the {tokens}, so term {term.label!r} trains net {net.name!r} to repeat the token that "
-                f"it reads; if it predicts the next token, {_shift(facts, tokens)}"
+                f"the labels are the input tokens, so term {term.label!r} trains net {net.name!r} to repeat the token "
+                f"that it reads; if it predicts the next token, {_shift(facts)}"
             )
             return
 
 
 def _metrics_of_copied_labels(facts: Facts, validation: Batch) -> Iterator[str]:
     """Yield a notice if metrics compare outputs with the input tokens, even if the model shifts its own labels."""
-    if tokens := _copied_tokens(facts.context, facts.batch):
+    if _are_inputs(facts.context, facts.batch):
         if not any(_terms_of_copied_labels(facts)):
             yield (
-                f"the labels are the {tokens}, and metrics compare the output at a token with its own label; if the "
-                f"network predicts the next token, {_shift(facts, tokens)} (a model that computes its own loss shifts "
-                "the labels among its inputs itself)"
+                "the labels are the input tokens, and metrics compare the output at a token with its own label; if the "
+                f"network predicts the next token, {_shift(facts)} (a model that computes its own loss shifts the "
+                "labels among its inputs itself)"
             )
-    elif tokens := _copied_tokens(facts.context, validation):
+    elif _are_inputs(facts.context, validation):
         yield (
-            f"the labels of the validation data are its {tokens}, unlike those of training, and metrics compare the "
-            f"output at a token with its own label; if the network predicts the next token, {_shift(facts, tokens)}"
+            "the labels of the validation data are its input tokens, unlike those of training, and metrics compare the "
+            f"output at a token with its own label; if the network predicts the next token, {_shift(facts)}"
         )
 
 
@@ -297,31 +314,25 @@ def _metrics_of_sequences(facts: Facts, metrics: Sequence[Metric]) -> Iterator[s
         )
 
 
-def _copied_tokens(context: BuildContext, batch: Batch) -> str:
-    """Return the name of the tokens that the labels equal at all positions with a label, or ""."""
-    labels, inputs, name = batch.labels, batch.inputs, "input tokens"
+def _are_inputs(context: BuildContext, batch: Batch) -> bool:
+    """Return whether the labels equal the input tokens at all positions with a label."""
+    labels, inputs = batch.labels, batch.inputs
     if context.task != "multiclass" or context.position_dims != 1 or not context.ignored_labels:
-        return ""
+        return False
     has_label = (labels >= 0) & ~is_ignored(labels, context.ignored_labels)
     if isinstance(inputs, Mapping):
         names = [name for name in inputs if name not in _LABELS]
-        if _OF_DECODER in names:  # the source text may equal the labels, as for a model that copies it
-            name, names = _OF_DECODER, [_OF_DECODER]
+        if _OF_DECODER in names:  # the inputs are the source text, which may equal the labels
+            return False
         inputs = inputs["input_ids"] if "input_ids" in names else [inputs[name] for name in names]
     # Only the first tensor of a tuple: a model that computes a loss takes the labels as a later element.
     tokens = next(iter(nested_tensors(inputs)), None)
     if tokens is None or tokens.is_floating_point() or tokens.shape != labels.shape or not has_label.any():
-        return ""
-    are_equal = bool((tokens.to(labels.dtype)[has_label] == labels[has_label]).all())  # torch cannot compare uint16
-    return name if are_equal else ""
+        return False
+    return bool((tokens.to(labels.dtype)[has_label] == labels[has_label]).all())  # torch cannot compare uint16
 
 
-def _shift(facts: Facts, tokens: str) -> str:
-    if tokens == _OF_DECODER:
-        return (
-            "shift decoder_input_ids to the right, as model.prepare_decoder_input_ids_from_labels(labels) of "
-            "transformers does"
-        )
+def _shift(facts: Facts) -> str:
     ignored = facts.context.ignored_labels
     return (
         "shift the labels of all splits, such as in the collate_fn of their DataLoaders: labels = "

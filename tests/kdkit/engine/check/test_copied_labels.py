@@ -94,16 +94,19 @@ class Decoder(Model):
         return super().forward(decoder_input_ids)
 
 
-def test_labels_that_a_decoder_reads_are_noticed_but_not_those_that_equal_the_source_text():
-    begin = nn.functional.pad(TOKENS[:, :-1], (1, 0))
-    copies, right = (
-        [({"input_ids": row, "decoder_input_ids": read}, row) for row, read in zip(TOKENS, tokens, strict=True)]
-        for tokens in (TOKENS, begin)
-    )
-    (notice,) = notices(copies, model=Decoder)
-    assert notice.startswith("the labels are the decoder_input_ids, so term 'truth' trains net 'student' to repeat")
-    assert notice.endswith("as model.prepare_decoder_input_ids_from_labels(labels) of transformers does")
+def test_a_decoder_must_read_the_labels_shifted_to_the_right_but_labels_may_equal_the_source_text():
+    def samples(decoder_inputs, labels=TOKENS):
+        rows = zip(TOKENS, decoder_inputs, labels, strict=True)
+        return [({"input_ids": row, "decoder_input_ids": read}, label) for row, read, label in rows]
+
+    read = nn.functional.pad(TOKENS[:, :-1], (1, 0))
+    right = samples(read)
     assert notices(right, model=Decoder) == ()
+    for wrong in (samples(TOKENS), samples(read, shifted(TOKENS))):
+        (notice,) = notices(wrong, model=Decoder)
+        assert notice.startswith("the decoder_input_ids are not the labels shifted to the right: only ")
+        (notice,) = notices(right, validation=wrong, model=Decoder)
+        assert notice.startswith("the validation data's decoder_input_ids are not the labels")
 
 
 def test_a_masked_language_model_and_other_labels_are_not_noticed():
