@@ -188,7 +188,9 @@ def _inputs_of_decoders(facts: Facts) -> Iterator[str]:
                 "of transformers does"
             )
         tokens, start = kwargs.get(_OF_DECODER), getattr(model.config, "decoder_start_token_id", None)
-        if isinstance(tokens, Tensor) and isinstance(start, int) and (tokens[:, 0] != start).all():
+        if not isinstance(tokens, Tensor) or tokens.ndim != 2 or start is None:
+            continue
+        if (tokens[:, 0] != start).all():
             yield (
                 f"decoder_input_ids begin with the token {int(tokens[0, 0])}, but net {net.name!r} begins texts with "
                 f"{start}, the decoder_start_token_id of its config; shift the labels to the right with its "
@@ -203,7 +205,7 @@ def _labels_of_decoders(context: BuildContext, batch: Batch, whose: str) -> Iter
         return
     has_label = (batch.labels >= 0) & ~is_ignored(batch.labels, context.ignored_labels)
     has_next = has_label[:, :-1] & has_label[:, 1:]
-    share = (tokens[:, 1:] == batch.labels[:, :-1])[has_next].float().mean()
+    share = (tokens[:, 1:].to(batch.labels.dtype) == batch.labels[:, :-1])[has_next].float().mean()
     if share < 0.5:  # NaN without two labels in a text; some models drop tokens of the decoder's inputs
         yield (
             f"{whose} decoder_input_ids are not the labels shifted to the right: only {share:.0%} of the labels are "
