@@ -226,7 +226,8 @@ class _Match:
             return False
         # Integers for real weights are quantized, and meaningless without a scale. Complex values would lose a part.
         quantized = expected.is_floating_point() and not tensor.is_floating_point()
-        return (tensor.shape == expected.shape or key in self.target.resized) and not quantized
+        is_resized = key in self.target.resized and tensor.ndim == expected.ndim == 1  # a number for each channel
+        return (tensor.shape == expected.shape or is_resized) and not quantized
 
 
 class _Matches:

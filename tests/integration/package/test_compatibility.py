@@ -143,9 +143,9 @@ def test_a_student_is_trained_with_fake_quantization():
 def test_a_student_with_observers_of_torch_is_trained_averaged_and_loaded(tmp_path):
     from torch.ao import quantization  # deprecated, but without a successor for layers other than linear ones
 
-    def prepared():
+    def prepared(backend="x86"):  # whose ranges of weights, by channel, have no size before a pass
         module = nn.Sequential(quantization.QuantStub(), nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
-        module.qconfig = quantization.get_default_qat_qconfig("x86")  # its ranges by channel have no size before a pass
+        module.qconfig = quantization.get_default_qat_qconfig(backend)
         return quantization.prepare_qat(module.train())
 
     student = prepared()
@@ -156,6 +156,8 @@ def test_a_student_with_observers_of_torch_is_trained_averaged_and_loaded(tmp_pa
         assert state["1.weight_fake_quant.scale"].shape == (8,)
         # also those of the run, which has evaluated the network since then
         assert all(torch.equal(value, state[key]) for key, value in student.state_dict().items())
+    with pytest.raises(RecipeError, match=r"1.weight_fake_quant.activation_post_process.max_val' of shape \(8,\), not"):
+        Net("student", prepared("qnnpack"), weights=tmp_path / "run")  # which has one range for all channels
 
 
 def test_students_of_one_process_may_be_wrapped_for_several(tmp_path):
