@@ -109,11 +109,11 @@ class ExportSource:
                 f"net {self.net.name!r} has quantized weights ({self.quantized}): pt2 stores them as they are, other "
                 "formats may store their values in float32"
             )
-        for metric in map(without_interval, self.recipe.metrics):
-            if isinstance(metric, NetworkReducing):
-                notices.append(
-                    f"{metric.name}: not compared, because the metric runs the network itself, which a file cannot"
-                )
+        metrics = [without_interval(metric) for metric in self.recipe.metrics]
+        running = [metric.name for metric in metrics if isinstance(metric, NetworkReducing)]
+        notices += [f"{name}: not compared, because the metric runs the network itself" for name in running]
+        if len(running) == len(metrics) > 0:
+            notices.append("no metric is compared; add one of the outputs to the recipe, such as Accuracy()")
         return tuple(notices)
 
     @property

@@ -161,7 +161,10 @@ def test_a_metric_that_runs_the_network_is_left_out_of_the_gate_and_named(tmp_pa
     card = Attempt.best_of(source, Reference(source), Pt2Exporter(), weights).card(source)
     assert [*card["metric_gate"]["scores"]] == ["macro_f1"]
     assert [*card["metadata"]["scores"]["metrics"]] == ["written", "macro_f1"]  # of the network
-    assert card["notices"] == ["written: not compared, because the metric runs the network itself, which a file cannot"]
+    expected = ["written: not compared, because the metric runs the network itself"]
+    assert card["notices"] == expected
+    alone = source_of(Writer, TorchData(samples, samples), metrics=(Written(),)).notices
+    assert alone == (*expected, "no metric is compared; add one of the outputs to the recipe, such as Accuracy()")
 
 
 class WithoutHeads(nn.Module):
