@@ -26,6 +26,7 @@ from kdkit.recipe.recipe import nets_of, weighted_terms
 # CRD compares means over positions.
 FEATURE_LOSSES = tuple(loss for loss in ON_FEATURES if isinstance(loss, type) and loss is not CRD)
 _OF_DECODER = "decoder_input_ids"
+_READ_BY_DECODERS = {_OF_DECODER, "decoder_inputs_embeds", "labels"}  # in models of transformers
 _LABELS = ("labels", "label", "targets", "target")  # inputs of models that compute a loss themselves
 
 
@@ -106,7 +107,7 @@ def _padding(facts: Facts) -> Iterator[str]:
         student = inputs.student
         if term.target is None or term.rows is not None or not isinstance(student, Tensor):
             continue
-        if not _compares_tokens(term.loss) or _is_of_decoder(term):
+        if not _compares_tokens(term.loss) or _is_of_decoder(facts, term):
             continue
         of_side, frames = masks.get(student.ndim), student.shape[-1]
         is_of_frames = is_waveform and student.ndim == 3 and 1 < frames < mask.shape[1]
@@ -150,7 +151,7 @@ def _padding_of_labels(facts: Facts) -> Iterator[str]:
             compares = len(as_tuple(inputs.student)[0]) == padding.numel()
         else:
             moved = torch.where(padding[:, None], student + 1, student)
-            is_of_labels = _is_of_decoder(term) or not has_mask
+            is_of_labels = _is_of_decoder(facts, term) or not has_mask
             compares = is_of_labels and _compares_tokens(term.loss) and facts.value_changes(term, whole, moved)
         if compares:
             yield (
@@ -163,7 +164,7 @@ def _padding_of_labels(facts: Facts) -> Iterator[str]:
 def _masks_of_other_tokens(facts: Facts) -> Iterator[str]:
     """Yield a notice for each term that selects tokens of a decoder by the mask of the encoder's tokens."""
     for term, _, _ in facts.checked_terms:
-        if getattr(term.loss, "mask", None) == "attention_mask" and _is_of_decoder(term):
+        if getattr(term.loss, "mask", None) == "attention_mask" and _is_of_decoder(facts, term):
             yield (
                 f"term {term.label!r} compares tokens of a decoder, but 'attention_mask' is the mask of the encoder's "
                 "tokens; add the mask of the labels to the inputs, such as decoder_attention_mask = "
@@ -175,13 +176,15 @@ def _inputs_of_decoders(facts: Facts) -> Iterator[str]:
     """Yield a notice for each net whose decoder reads the source text, as BART does, or begins with another token."""
     if not facts.context.has_labels or facts.context.position_dims != 1:
         return
-    outputs = facts.student_outputs.keys() | facts.teacher_outputs.keys()  # a net that fails has the same advice
+    outputs = {name: output.output for name, output in facts.teacher_outputs.items()} | facts.student_outputs
     for net in nets_of([facts.stage]):
         model = _encoder_decoder(net)
-        if net.name not in outputs or model is None:
+        if net.name not in outputs or model is None:  # a net that fails has the same advice
             continue
         _, kwargs = net.view(facts.batch)
-        if "input_ids" in kwargs and not kwargs.keys() & {_OF_DECODER, "decoder_inputs_embeds", "labels"}:
+        # The decoder of a tagger reads the source text.
+        writes = getattr(model.config, "vocab_size", None) in outputs[net.name].shape[1:]
+        if writes and "input_ids" in kwargs and not kwargs.keys() & _READ_BY_DECODERS:
             yield (
                 f"net {net.name!r} gets no decoder_input_ids, so its decoder reads input_ids instead of the labels; "
                 "add the labels shifted to the right to the inputs, as DataCollatorForSeq2Seq(tokenizer, model=model) "
@@ -214,10 +217,10 @@ def _labels_of_decoders(context: BuildContext, batch: Batch, whose: str) -> Iter
         )
 
 
-def _is_of_decoder(term: BoundTerm) -> bool:
+def _is_of_decoder(facts: Facts, term: BoundTerm) -> bool:
     """Return whether the student side of a term has the tokens of a decoder, instead of those of its encoder."""
-    model = _encoder_decoder(term.student_net)
-    if model is None:
+    model, inputs = _encoder_decoder(term.student_net), facts.batch.inputs
+    if model is None or not isinstance(inputs, Mapping) or not inputs.keys() & _READ_BY_DECODERS:
         return False
     of_encoder = set(model.encoder.modules())
     return not any(tap.module in of_encoder for tap in taps_of(term.weighted.term.student))

@@ -271,3 +271,21 @@ def test_decoder_inputs_that_do_not_begin_with_the_start_token_are_noticed():
     assert notice.startswith(
         "decoder_input_ids begin with the token 4, but net 'student' begins texts with 3, the deco"
     )
+
+
+def test_a_tagger_whose_decoder_reads_the_source_text_is_not_noticed():
+    class Tagger(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = bart().model, nn.Linear(4, 3)
+
+        def forward(self, input_ids, attention_mask):
+            return self.head(self.body(input_ids, attention_mask)[0])
+
+    tokens = torch.randint(3, 12, (8, 6))
+    tokens[:, 4:] = 0
+    rows = [({"input_ids": row, "attention_mask": (row > 0).long()}, (row % 3).where(row > 0, -100)) for row in tokens]
+    teacher, student = Net("teacher", Tagger(), trained=True), Net("student", Tagger())
+    layers = (net.module.body.decoder.layers[0] for net in (student, teacher))
+    hint = Match(teacher, Masked(Hint()), **dict(zip(("student", "target"), map(Tap, layers), strict=True)))
+    assert check(one_stage(student, plain_goal() + hint, TorchData(rows, rows, classes=3))).notices == ()
