@@ -177,6 +177,7 @@ def _inputs_of_decoders(facts: Facts) -> Iterator[str]:
     if not facts.context.has_labels or facts.context.position_dims != 1:
         return
     outputs = {name: output.output for name, output in facts.teacher_outputs.items()} | facts.student_outputs
+    are_shifted = not any(_labels_of_decoders(facts.context, facts.batch, "the"))
     for net in nets_of([facts.stage]):
         model = _encoder_decoder(net)
         if net.name not in outputs or model is None:  # a net that fails has the same advice
@@ -193,7 +194,7 @@ def _inputs_of_decoders(facts: Facts) -> Iterator[str]:
         tokens, start = kwargs.get(_OF_DECODER), getattr(model.config, "decoder_start_token_id", None)
         if not isinstance(tokens, Tensor) or tokens.ndim != 2 or start is None:
             continue
-        if (tokens[:, 0] != start).all():
+        if are_shifted and (tokens[:, 0] != start).all():
             yield (
                 f"decoder_input_ids begin with the token {int(tokens[0, 0])}, but net {net.name!r} begins texts with "
                 f"{start}, the decoder_start_token_id of its config; shift the labels to the right with its "
