@@ -205,7 +205,8 @@ def _inputs_of_decoders(facts: Facts) -> Iterator[str]:
 def _labels_of_decoders(context: BuildContext, batch: Batch, whose: str) -> Iterator[str]:
     """Yield a notice if most labels are not the token that a decoder reads next."""
     tokens = batch.inputs.get(_OF_DECODER) if isinstance(batch.inputs, Mapping) else None
-    if context.task != "multiclass" or not isinstance(tokens, Tensor) or tokens.shape != batch.labels.shape:
+    is_text = context.task == "multiclass" and context.position_dims == 1
+    if not is_text or not isinstance(tokens, Tensor) or tokens.shape != batch.labels.shape:
         return
     has_label = (batch.labels >= 0) & ~is_ignored(batch.labels, context.ignored_labels)
     has_next = has_label[:, :-1] & has_label[:, 1:]
