@@ -607,6 +607,7 @@ def test_if_only_the_weights_or_only_the_net_are_pruned_they_are_refused_with_th
     prune.identity(module.hidden, "weight")
     load(path, module)
     assert torch.equal(module.hidden.weight_mask, source.hidden.weight_mask)
+    assert torch.equal(module.hidden.weight, source.hidden.weight)  # which torch computes in forward passes only
     torch.save(trained().state_dict(), path)
     with pytest.raises(RecipeError, match="the net is pruned already: load the weights before it is pruned"):
         load(path, module)
