@@ -162,13 +162,19 @@ def _padding_of_labels(facts: Facts) -> Iterator[str]:
 
 
 def _masks_of_other_tokens(facts: Facts) -> Iterator[str]:
-    """Yield a notice for each term that selects tokens of a decoder by the mask of the encoder's tokens."""
+    """Yield a notice for each term that selects tokens of a decoder by the mask of its encoder, or vice versa."""
     for term, _, _ in facts.checked_terms:
-        if getattr(term.loss, "mask", None) == "attention_mask" and _is_of_decoder(facts, term):
+        mask, is_of_decoder = getattr(term.loss, "mask", None), _is_of_decoder(facts, term)
+        if mask == "attention_mask" and is_of_decoder:
             yield (
                 f"term {term.label!r} compares tokens of a decoder, but 'attention_mask' is the mask of the encoder's "
                 "tokens; add the mask of the labels to the inputs, such as decoder_attention_mask = "
                 "(labels >= 0).long(), and pass mask='decoder_attention_mask' to the loss"
+            )
+        elif mask == "decoder_attention_mask" and not is_of_decoder and _encoder_decoder(term.student_net) is not None:
+            yield (
+                f"term {term.label!r} compares tokens of an encoder, but 'decoder_attention_mask' is the mask of the "
+                "decoder's tokens; pass mask='attention_mask' to the loss"
             )
 
 

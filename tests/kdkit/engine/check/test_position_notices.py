@@ -247,6 +247,11 @@ def notices_of_decoders(start, term=None, length=6):
         ("decoder", Masked(Hint()), "'attention_mask' is the mask of the encoder's tokens"),
         ("decoder", Hint(), "also compares positions after the last label, 50% of those"),
         ("decoder", Masked(Hint(), mask="decoder_attention_mask"), None),
+        (
+            "encoder",
+            Masked(Hint(), mask="decoder_attention_mask"),
+            "is the mask of the decoder's tokens; pass mask='at",
+        ),
         ("encoder", Masked(Hint()), None),
         ("encoder", Hint(), "also compares the padding, 33% of the tokens of the first samples; Masked(Hint) leaves"),
     ],
