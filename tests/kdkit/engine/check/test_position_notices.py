@@ -250,7 +250,7 @@ def notices_of_decoders(start, term=None, length=6):
         (
             "encoder",
             Masked(Hint(), mask="decoder_attention_mask"),
-            "is the mask of the decoder's tokens; pass mask='at",
+            "is the mask of the decoder's tokens; pass mask=",
         ),
         ("encoder", Masked(Hint()), None),
         ("encoder", Hint(), "also compares the padding, 33% of the tokens of the first samples; Masked(Hint) leaves"),
