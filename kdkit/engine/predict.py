@@ -28,7 +28,7 @@ from kdkit.metrics.paired import SplitPredictions
 from kdkit.nets.net import Net
 from kdkit.utils.collectives import all_gather, is_distributed, rank, world_size
 from kdkit.utils.devices import Precision, autocast
-from kdkit.utils.modules import eval_mode
+from kdkit.utils.modules import eval_mode, preserve_buffers
 
 _NOTICE_AFTER = 60.0  # seconds until a warning that a stream without a length is still being read; doubled each time
 _INSPECTED = 64  # the number of samples whose inputs are inspected if outputs are not finite
@@ -63,6 +63,8 @@ class Predictor:
     ) -> Predictions:
         """Run `net` (or `module`, such as its EMA) in eval mode over `split` and return its predictions.
 
+        Buffers that change, such as the ranges of observers, are restored.
+
         workers: processes that fetch batches; 0 fetches them in this process, None chooses a number.
         between_batches: called before each batch; it may raise an exception.
         Each of several ranks predicts a part of the rows, and all ranks return all predictions. If the weights of the
@@ -76,7 +78,8 @@ class Predictor:
         has_positions = self.data.position_dims > 0
         reducing = [metric for metric in self.metrics if isinstance(metric, NetworkReducing)]
         kept = PositionDecisions(net, self.data, self.metrics) if has_positions else SampleOutputs(net, self.data)
-        with eval_mode(network):
+        # Observers of quantization change their ranges in eval mode, too.
+        with eval_mode(network), preserve_buffers([network] if isinstance(network, nn.Module) else []):
             loaded = self.device_data.load(
                 batches(split, batch_size, order=rows_of_rank, pin=self.device_data.pins),
                 workers=workers,

@@ -18,7 +18,7 @@ from kdkit.metrics.base import Metric
 from kdkit.metrics.thresholds import BestF1
 from kdkit.nets.views import Inputs
 from kdkit.nets.weights import find_weights
-from kdkit.utils.modules import plain_state
+from kdkit.utils.modules import plain_state, stored_tensors
 
 FORMAT = 1  # of the metadata; increased when a reading program could misread them
 _ACTIVATIONS = {"multilabel": "sigmoid", "multiclass": "softmax", "regression": None}
@@ -31,7 +31,8 @@ def metadata_of(source: ExportSource, reference: Reference, weights: Path) -> di
     digest = hashlib.sha256()
     for key, value in sorted(plain_state(source.net.network).items()):
         digest.update(f"{key}{value.dtype}{tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        for tensor in stored_tensors(value.detach()):
+            digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     trained_on = read_record(weights).get("data") if can_resume(weights) else None
     is_other = trained_on is not None and trained_on != data.fingerprint
     return {

@@ -90,6 +90,11 @@ class Int8OnnxExporter(OnnxExporter):
                 f"int8 needs a network in float32; the weights of net {source.net.name!r} are {source.precision}: "
                 "convert it in the recipe (module.float())"
             )
+        if source.quantized:
+            raise KdkitError(
+                f"int8 needs a network in float32; net {source.net.name!r} is quantized already ({source.quantized}): "
+                "export it to pt2 or onnx"
+            )
         model = quantizable(source)
         self._float, self._ranges = model, choose_ranges(model, calibration_arrays(source))
         self._quantized = quantized(model, self._ranges, weight_bits=self.weight_bits)

@@ -3,7 +3,7 @@
 import io
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor
 from kdkit.export.base import Arrays, Exported, Exporter, Model, quiet_packages
 from kdkit.export.source import ExportSource
 from kdkit.utils.files import to_json
+from kdkit.utils.modules import stored_tensors
 
 METADATA = "kdkit.json"  # the name of the file of metadata in the archive
 
@@ -79,7 +80,7 @@ class _Peak(torch.fx.Interpreter):
 
     def __init__(self, module: torch.fx.GraphModule) -> None:
         super().__init__(module)
-        self.weights = {tensor.untyped_storage().data_ptr() for tensor in module.state_dict().values()}
+        self.weights = {*_storages(module.state_dict().values())}
         self.peak = 0
 
     def measure(self, inputs: tuple[Tensor, ...]) -> int:
@@ -91,11 +92,12 @@ class _Peak(torch.fx.Interpreter):
     def run_node(self, n: torch.fx.Node) -> Any:
         """Run a node. Afterwards, the interpreter drops the values that no later node takes."""
         value = super().run_node(n)  # views have no memory of their own
-        # By storage, because views share the storage of their base.
-        storages = {
-            tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
-            for tensor in (*self.env.values(), value)
-            if isinstance(tensor, Tensor)
-        }
+        storages = _storages((*self.env.values(), value))
         self.peak = max(self.peak, sum(size for pointer, size in storages.items() if pointer not in self.weights))
         return value
+
+
+def _storages(values: Iterable[Any]) -> dict[int, int]:
+    """Return the bytes of each storage of the tensors among values, by address. Views share that of their base."""
+    tensors = [stored for value in values if isinstance(value, Tensor) for stored in stored_tensors(value)]
+    return {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}

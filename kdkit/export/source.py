@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from kdkit.data.batch import Batch
 from kdkit.data.dataset import Data, LoaderSplit, Split
@@ -91,12 +92,19 @@ class ExportSource:
         return "+".join(sorted(_PRECISIONS.get(dtype, str(dtype)) for dtype in dtypes)) or "fp32"
 
     @property
+    def quantized(self) -> str:
+        """The type of quantized weights, such as those of torchao; "" if there are none."""
+        parameters = self.net.network.parameters()
+        types = {type(tensor) for tensor in parameters if is_traceable_wrapper_subclass(tensor)}
+        return ", ".join(sorted(kind.__name__ for kind in types))
+
+    @property
     def notices(self) -> tuple[str, ...]:
         """What a user must know about a file of this network in any format."""
+        notices = []
         # FakeQuantizedLinear of torchao, FakeQuantize of torch, and others
         names = {type(part).__name__ for part in self.net.network.modules()}
         simulated = min((name for name in names if "FakeQuant" in name), default=None)
-        notices = []
         if simulated is not None:
             notices.append(
                 f"net {self.net.name!r} simulates quantization ({simulated}), which the file computes in floating "
@@ -107,6 +115,13 @@ class ExportSource:
             notices.append(
                 f"the gate leaves out {describe_names(sorted(left_out))}, because metrics with reduce_network run the "
                 "network itself"
+            )
+        if self.recipe.metrics and not self.metrics:
+            notices.append("no metric is compared; add one of the outputs to the recipe, such as Accuracy()")
+        if self.quantized:
+            notices.append(
+                f"net {self.net.name!r} has quantized weights ({self.quantized}): pt2 stores them as they are, other "
+                "formats may store their values in float32"
             )
         return tuple(notices)
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kdkit.errors import RecipeError
+from kdkit.utils.modules import pruning_masks
 from kdkit.utils.validation import is_number
 
 _HALF_PRECISION = (torch.float16, torch.bfloat16)
@@ -17,8 +18,9 @@ class MovingAverage:
     """The exponential moving average of a module's parameters and buffers, in a copy of the module.
 
     Buffers that the first forward pass assigns, such as caches of positions, are left out. Integers, such as counters
-    and index tables, and the infinite values of masks are copied, not averaged. For trained tensors in half precision,
-    the average is kept in float32, because rounding would lose most updates by 1 - decay.
+    and index tables, the masks of pruned weights, and the infinite values of other masks are copied, not averaged. For
+    trained tensors in half precision, the average is kept in float32, because rounding would lose most updates by
+    1 - decay.
     module: the copy, which is changed. decay: the weight of the old average in each update. ramp: whether it is at most
     1 - 1 / (updates + 1) in the first updates; otherwise the first update copies the parameters and buffers.
     """
@@ -31,6 +33,7 @@ class MovingAverage:
         self._names = [*tensors]
         # Found once: a search for infinite values in each update would make the CPU wait for the GPU.
         self._masks = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+        self._pruning = pruning_masks(tensors)
 
     @torch.no_grad()
     def update(self, source: nn.Module) -> None:
@@ -50,6 +53,9 @@ class MovingAverage:
             value = value.detach().to(average.dtype)
             if average.shape != value.shape:
                 _resize(average, value)
+            if name in self._pruning:
+                average.copy_(value)
+                continue
             if name in self._masks:
                 are_finite = average.isfinite() & value.isfinite()
                 average.copy_(torch.where(are_finite, average.lerp(value, 1 - decay), value))

@@ -1,6 +1,5 @@
 """A network with a name, and a view that selects its inputs."""
 
-import copy
 import json
 import os
 from collections import Counter
@@ -19,7 +18,7 @@ from kdkit.nets.elements import Element, default_element, pick_tensor, validate_
 from kdkit.nets.views import Call, Inputs, View, as_view
 from kdkit.nets.weights import LoadedWeights, load_weights
 from kdkit.utils.devices import find_device
-from kdkit.utils.modules import eval_mode, uncompiled
+from kdkit.utils.modules import copy_with_module, eval_mode, uncompiled
 from kdkit.utils.user_paths import user_path
 from kdkit.utils.validation import is_whole_number, validate_name, validate_switches
 
@@ -169,12 +168,11 @@ class Net(Generic[M]):
     def copy_network(self) -> nn.Module:
         """Return a copy of the network. Raises RecipeError if it cannot be copied."""
         try:
-            return copy.deepcopy(self.network)
+            return copy_with_module(self.network, self.network)
         except Exception as error:  # a user-defined module may hold objects that cannot be copied
             raise RecipeError(
                 f"net {self.name!r} cannot be copied, but its average is a copy; do not store computed tensors, files "
-                "or locks in its modules, and use weight_norm from torch.nn.utils.parametrizations "
-                f"({type(error).__name__}: {first_line(error)})"
+                f"or locks in its modules ({type(error).__name__}: {first_line(error)})"
             ) from error
 
     def first_pass(self, batch: Batch) -> Tensor:

@@ -13,6 +13,7 @@ from kdkit.nets.net import Net
 from kdkit.recipe.objective import Match, Objective, Truth, Weighted, describe_factor
 from kdkit.recipe.optim import Named, Optimizer
 from kdkit.recipe.recipe import Recipe, Stage, weighted_terms
+from kdkit.utils.modules import copy_with_module
 
 _SUFFIX = "-alone"
 
@@ -90,7 +91,7 @@ def _stages_alone(student: Net[Any], stages: Sequence[Stage]) -> list[Stage]:
     balancings = {stage.name: stage.training.balancing for stage in trained}
     try:
         # Copied together, so that taps of the label terms, and the layer of GradNorm, refer to the copied network.
-        module, copied, balancings = copy.deepcopy((student.network, labels, balancings))
+        module, copied, balancings = copy_with_module((student.network, labels, balancings), student.network)
     except Exception as error:  # a user-defined module may hold objects that cannot be copied
         raise RecipeError(
             f"net {student.name!r} cannot be copied, but its baseline is a copy; do not store computed tensors, files "

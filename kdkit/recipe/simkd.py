@@ -1,6 +1,5 @@
 """SimKD: a student's body, a projector, and a copy of the teacher's head, deployed as one network."""
 
-import copy
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -15,6 +14,7 @@ from kdkit.losses.projectors.convolutional import Bottleneck
 from kdkit.nets.net import Net
 from kdkit.nets.taps import Tap, TapLike
 from kdkit.recipe.objective import Match
+from kdkit.utils.modules import copy_with_module
 from kdkit.utils.validation import is_whole_number
 
 Shape = tuple[int, ...]
@@ -44,7 +44,7 @@ class SimKD(nn.Module):
         teacher_shape = _validate_shape("teacher_shape", teacher_shape)
         self.body = body
         self.projector = Bottleneck(torch.Size((1, *student_shape)), torch.Size((1, *teacher_shape)), width=width)
-        self.head = copy.deepcopy(head).requires_grad_(False).eval()
+        self.head = copy_with_module(head, head).requires_grad_(False).eval()
         self._reused = (head,)  # in a tuple, so that it is not a submodule
 
     def forward(self, inputs: Tensor, *head_inputs: Any) -> Tensor:

@@ -1,14 +1,19 @@
 """Run a network temporarily and restore its modes and buffers; copy and load its state without wrappers."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import copy
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils.prune import BasePruningMethod
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from kdkit.utils.devices import copy_to_cpu
+
+T = TypeVar("T")
 
 # The files of torch whose layers compute the same in training and eval mode, except for two classes.
 _MODELESS_FILES = {
@@ -111,9 +116,43 @@ def _is_sharded(part: nn.Module) -> bool:
     return any(base.__name__ == "FSDPModule" for base in type(part).__mro__)  # the class takes a second to import
 
 
+def copy_with_module(holder: T, module: nn.Module) -> T:
+    """Return a deep copy of an object that holds a module, or of the module.
+
+    Weights that hooks compute before each forward pass, as of pruned layers, are copied without their graph, which
+    torch cannot copy.
+    """
+    hooked = [part for part in module.modules() if part._forward_pre_hooks]
+    values = [value for part in hooked for value in vars(part).values()]
+    computed = [value for value in values if isinstance(value, Tensor) and not value.is_leaf]
+    return copy.deepcopy(holder, {id(tensor): tensor.detach().clone() for tensor in computed})
+
+
 def weights_bytes(module: nn.Module) -> int:
-    """Return the bytes of the parameters and buffers of a module; those that submodules share count once."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in {*module.parameters(), *module.buffers()})
+    """Return the bytes of the parameters and buffers of a module, without masks of pruned weights.
+
+    Those that submodules share count once.
+    """
+    named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    masks = pruning_masks(named)
+    tensors = {tensor for name, tensor in named.items() if name not in masks}
+    return sum(stored.numel() * stored.element_size() for tensor in tensors for stored in stored_tensors(tensor))
+
+
+def pruning_masks(names: Collection[str]) -> set[str]:
+    """Return the names of the masks of `torch.nn.utils.prune`, by which layers multiply their weights."""
+    pruned = [name.removesuffix("_mask") for name in names if name.endswith("_mask")]
+    return {f"{name}_mask" for name in pruned if f"{name}_orig" in names}
+
+
+def stored_tensors(tensor: Tensor) -> Iterator[Tensor]:
+    """Yield the tensors that hold the values of a tensor: itself, or the integers and scales of a quantized weight."""
+    if not is_traceable_wrapper_subclass(tensor) or type(tensor).__name__ == "DTensor":
+        yield tensor
+        return
+    names, _ = tensor.__tensor_flatten__()
+    for name in names:
+        yield from stored_tensors(getattr(tensor, name))
 
 
 def parameters_behind(tensors: Iterable[Tensor]) -> set[Tensor]:
@@ -213,3 +252,12 @@ def load_state_dict(module: nn.Module, state: Mapping[str, Tensor]) -> None:
         module.load_state_dict(state)
     except RuntimeError as error:  # its first line does not name the keys
         raise ValueError(" ".join(str(error).split())) from error
+    recompute_pruned_weights(module)
+
+
+def recompute_pruned_weights(module: nn.Module) -> None:
+    """Multiply pruned weights by their masks, as each forward pass does, after other weights or masks were loaded."""
+    for part in module.modules():
+        for hook in part._forward_pre_hooks.values():
+            if isinstance(hook, BasePruningMethod):
+                hook(part, ())

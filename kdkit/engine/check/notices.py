@@ -7,6 +7,7 @@ from math import ceil
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from kdkit.data.batch import Batch
 from kdkit.data.dataset import Data, reported_split
@@ -38,6 +39,7 @@ _ERRORS = {
     *("mae", "mse", "rmse", "rmsle", "mape", "smape", "wape", "mase", "pinball", "crps", "brier", "ece", "fid"),
 }
 _LARGEST_SHARE = 0.2  # of the initial weights in the final average
+_PRUNED_SHARE = 0.05  # of the weights of linear layers and convolutions
 
 
 def stage_notices(facts: Facts) -> Iterator[str]:
@@ -51,6 +53,7 @@ def stage_notices(facts: Facts) -> Iterator[str]:
     yield from _untrained_offset(facts)
     yield from _left_out_samples(facts)
     yield from _evaluated_norms(facts)
+    yield from _pruned_weights(facts)
     yield from position_notices(facts)
 
 
@@ -217,6 +220,33 @@ def _evaluated_norms(facts: Facts) -> Iterator[str]:
             yield (
                 f"batch norms of net {net!r}, such as {names[0]!r}, are in eval mode, but will be in training mode, "
                 "which changes their statistics; to keep these, freeze the modules: requires_grad_(False)"
+            )
+
+
+def _pruned_weights(facts: Facts) -> Iterator[str]:
+    """Yield a notice for each student that trains weights that were pruned, without the masks of these."""
+    for net in facts.module.students if not facts.problems else ():
+        # Of a weight with a mask, the layer computes `weight`, and its parameter has another name.
+        layers = [
+            (path, layer._parameters.get("weight"))
+            for path, layer in net.network.named_modules()
+            if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
+        ]
+        weights = {path: weight for path, weight in layers if weight is not None and weight.requires_grad}
+        if not weights or any(map(is_traceable_wrapper_subclass, weights.values())):
+            continue
+        counts = torch.stack([(weight == 0).sum() for weight in weights.values()]).tolist()
+        # All weights of a layer may be 0 at first, such as those of an adapter.
+        zeros = {
+            path: count for (path, weight), count in zip(weights.items(), counts, strict=True) if count < weight.numel()
+        }
+        share = sum(zeros.values()) / sum(weight.numel() for weight in weights.values())
+        if share >= _PRUNED_SHARE:
+            most = max(zeros, key=zeros.__getitem__)
+            yield (
+                f"{share:.0%} of the weights of the layers of net {net.name!r} are 0, such as in {most!r}: if they are "
+                "pruned, training fills them again; keep the masks of torch.nn.utils.prune until the run has ended, "
+                "and call prune.remove then"
             )
 
 

@@ -1,6 +1,7 @@
 """Notices about samples with positions, such as tokens, frames or pixels: their labels, padding and order."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from kdkit.data.batch import Batch, nested_tensors
 from kdkit.data.labels import is_ignored
 from kdkit.engine.check.facts import Facts
+from kdkit.engine.stage.terms import BoundTerm
 from kdkit.losses.base import BuildContext, Loss, describe_loss, is_of_kdkit, is_per_position
 from kdkit.losses.catalog import ON_FEATURES
 from kdkit.losses.contrastive import CRD
@@ -16,12 +18,15 @@ from kdkit.losses.sides import as_tuple
 from kdkit.losses.similarity import Cosine
 from kdkit.metrics.base import Metric
 from kdkit.metrics.bootstrap import without_interval
+from kdkit.nets.net import Net
 from kdkit.nets.taps import HeadTap
-from kdkit.recipe.objective import Truth
-from kdkit.recipe.recipe import weighted_terms
+from kdkit.recipe.objective import Truth, taps_of
+from kdkit.recipe.recipe import nets_of, weighted_terms
 
 # CRD compares means over positions.
 FEATURE_LOSSES = tuple(loss for loss in ON_FEATURES if isinstance(loss, type) and loss is not CRD)
+_OF_DECODER = "decoder_input_ids"
+_READ_BY_DECODERS = {_OF_DECODER, "decoder_inputs_embeds", "labels"}  # in models of transformers
 _LABELS = ("labels", "label", "targets", "target")  # inputs of models that compute a loss themselves
 
 
@@ -32,6 +37,9 @@ def position_notices(facts: Facts) -> Iterator[str]:
     yield from _unlabelled_positions(facts)
     yield from _padding(facts)
     yield from _padding_of_labels(facts)
+    yield from _masks_of_other_tokens(facts)
+    yield from _inputs_of_decoders(facts)
+    yield from _labels_of_decoders(facts.context, facts.batch, "the")
     yield from _sequences(facts)
     yield from _single_positions(facts)
     yield from _terms_of_copied_labels(facts)
@@ -40,6 +48,8 @@ def position_notices(facts: Facts) -> Iterator[str]:
 def position_metric_notices(facts: Facts, metrics: Sequence[Metric], validation: Batch) -> Iterator[str]:
     """Yield notices about metrics that compare the output at a position with its label. validation: a tiny batch."""
     yield from _metrics_of_copied_labels(facts, validation)
+    if not any(_labels_of_decoders(facts.context, facts.batch, "the")):
+        yield from _labels_of_decoders(facts.context, validation, "the validation data's")
     yield from _metrics_of_sequences(facts, metrics)
 
 
@@ -97,7 +107,7 @@ def _padding(facts: Facts) -> Iterator[str]:
         student = inputs.student
         if term.target is None or term.rows is not None or not isinstance(student, Tensor):
             continue
-        if not _compares_tokens(term.loss):
+        if not _compares_tokens(term.loss) or _is_of_decoder(facts, term):
             continue
         of_side, frames = masks.get(student.ndim), student.shape[-1]
         is_of_frames = is_waveform and student.ndim == 3 and 1 < frames < mask.shape[1]
@@ -118,7 +128,8 @@ def _padding(facts: Facts) -> Iterator[str]:
 def _padding_of_labels(facts: Facts) -> Iterator[str]:
     """Yield a notice for each term that compares positions after the last label of a sample.
 
-    If the inputs have a mask, `_padding` looks at features. With CTC, labels are not of positions.
+    If the inputs have a mask, `_padding` looks at features, except for those of a decoder, whose tokens are the labels.
+    With CTC, labels are not of positions.
     """
     labels, context = facts.batch.labels, facts.context
     if facts.problems or context.task == "regression" or context.position_dims != 1 or facts.computes_ctc:
@@ -140,13 +151,96 @@ def _padding_of_labels(facts: Facts) -> Iterator[str]:
             compares = len(as_tuple(inputs.student)[0]) == padding.numel()
         else:
             moved = torch.where(padding[:, None], student + 1, student)
-            compares = not has_mask and _compares_tokens(term.loss) and facts.value_changes(term, whole, moved)
+            is_of_labels = _is_of_decoder(facts, term) or not has_mask
+            compares = is_of_labels and _compares_tokens(term.loss) and facts.value_changes(term, whole, moved)
         if compares:
             yield (
                 f"term {term.label!r} also compares positions after the last label, {padding.float().mean():.0%} of "
                 f"those of the first samples; if they are padding, Masked({describe_loss(term.loss)}, mask=...) with "
                 "the mask of the others leaves it out"
             )
+
+
+def _masks_of_other_tokens(facts: Facts) -> Iterator[str]:
+    """Yield a notice for each term that selects tokens of a decoder by the mask of its encoder, or vice versa."""
+    for term, _, _ in facts.checked_terms:
+        mask, is_of_decoder = getattr(term.loss, "mask", None), _is_of_decoder(facts, term)
+        if mask == "attention_mask" and is_of_decoder:
+            yield (
+                f"term {term.label!r} compares tokens of a decoder, but 'attention_mask' is the mask of the encoder's "
+                "tokens; add the mask of the labels to the inputs, such as decoder_attention_mask = "
+                "(labels >= 0).long(), and pass mask='decoder_attention_mask' to the loss"
+            )
+        elif mask == "decoder_attention_mask" and not is_of_decoder and _encoder_decoder(term.student_net) is not None:
+            yield (
+                f"term {term.label!r} compares tokens of an encoder, but 'decoder_attention_mask' is the mask of the "
+                "decoder's tokens; pass mask='attention_mask' to the loss"
+            )
+
+
+def _inputs_of_decoders(facts: Facts) -> Iterator[str]:
+    """Yield a notice for each net whose decoder reads the source text, as BART does, or begins with another token."""
+    if not facts.context.has_labels or facts.context.position_dims != 1:
+        return
+    outputs = {name: output.output for name, output in facts.teacher_outputs.items()} | facts.student_outputs
+    are_shifted = not any(_labels_of_decoders(facts.context, facts.batch, "the"))
+    for net in nets_of([facts.stage]):
+        model = _encoder_decoder(net)
+        if net.name not in outputs or model is None:  # a net that fails has the same advice
+            continue
+        _, kwargs = net.view(facts.batch)
+        # The decoder of a tagger reads the source text.
+        writes = getattr(model.config, "vocab_size", None) in outputs[net.name].shape[1:]
+        if writes and "input_ids" in kwargs and not kwargs.keys() & _READ_BY_DECODERS:
+            yield (
+                f"net {net.name!r} gets no decoder_input_ids, so its decoder reads input_ids instead of the labels; "
+                "add the labels shifted to the right to the inputs, as DataCollatorForSeq2Seq(tokenizer, model=model) "
+                "of transformers does"
+            )
+        tokens, start = kwargs.get(_OF_DECODER), getattr(model.config, "decoder_start_token_id", None)
+        if not isinstance(tokens, Tensor) or tokens.ndim != 2 or start is None:
+            continue
+        if are_shifted and (tokens[:, 0] != start).all():
+            yield (
+                f"decoder_input_ids begin with the token {int(tokens[0, 0])}, but net {net.name!r} begins texts with "
+                f"{start}, the decoder_start_token_id of its config; shift the labels to the right with its "
+                "prepare_decoder_input_ids_from_labels(labels)"
+            )
+
+
+def _labels_of_decoders(context: BuildContext, batch: Batch, whose: str) -> Iterator[str]:
+    """Yield a notice if most labels are not the token that a decoder reads next."""
+    tokens = batch.inputs.get(_OF_DECODER) if isinstance(batch.inputs, Mapping) else None
+    is_text = context.task == "multiclass" and context.position_dims == 1
+    if not is_text or not isinstance(tokens, Tensor) or tokens.shape != batch.labels.shape:
+        return
+    has_label = (batch.labels >= 0) & ~is_ignored(batch.labels, context.ignored_labels)
+    has_next = has_label[:, :-1] & has_label[:, 1:]
+    share = (tokens[:, 1:].to(batch.labels.dtype) == batch.labels[:, :-1])[has_next].float().mean()
+    if share < 0.5:  # NaN without two labels in a text; some models drop tokens of the decoder's inputs
+        yield (
+            f"{whose} decoder_input_ids are not the labels shifted to the right: only {share:.0%} of the labels are "
+            "the token that the decoder reads next; if it predicts the next token, pass "
+            "model.prepare_decoder_input_ids_from_labels(labels) of transformers, and do not shift the labels"
+        )
+
+
+def _is_of_decoder(facts: Facts, term: BoundTerm) -> bool:
+    """Return whether the student side of a term has the tokens of a decoder, instead of those of its encoder."""
+    model, inputs = _encoder_decoder(term.student_net), facts.batch.inputs
+    if model is None or not isinstance(inputs, Mapping) or not inputs.keys() & _READ_BY_DECODERS:
+        return False
+    of_encoder = set(model.encoder.modules())
+    return not any(tap.module in of_encoder for tap in taps_of(term.weighted.term.student))
+
+
+def _encoder_decoder(net: Net[Any]) -> Any:
+    """Return the model of transformers with an encoder and a decoder that is a network, or a part of it, or None."""
+    for part in net.module.modules() if isinstance(net.module, nn.Module) else ():
+        has_both = all(isinstance(getattr(part, name, None), nn.Module) for name in ("encoder", "decoder"))
+        if has_both and getattr(getattr(part, "config", None), "is_encoder_decoder", False):
+            return part
+    return None
 
 
 def _compares_tokens(loss: Loss) -> bool:
@@ -241,6 +335,8 @@ def _are_inputs(context: BuildContext, batch: Batch) -> bool:
     has_label = (labels >= 0) & ~is_ignored(labels, context.ignored_labels)
     if isinstance(inputs, Mapping):
         names = [name for name in inputs if name not in _LABELS]
+        if _OF_DECODER in names:  # the inputs are the source text, which may equal the labels
+            return False
         inputs = inputs["input_ids"] if "input_ids" in names else [inputs[name] for name in names]
     # Only the first tensor of a tuple: a model that computes a loss takes the labels as a later element.
     tokens = next(iter(nested_tensors(inputs)), None)

@@ -242,20 +242,22 @@ def _is_head(tap: object) -> bool:
 def storage_problems(stage: Stage) -> Iterator[str]:
     """Yield the tensors of trained networks that a run cannot store. In a user-defined loop, they are no problem."""
     for net in stage.objectives:
-        for key, value in net.network.state_dict().items():
+        state = net.network.state_dict()
+        for key, value in state.items():
             if not isinstance(value, Tensor):
                 yield (
                     f"net {net.name!r} has {key!r}, a {type(value).__name__}, in its state_dict(), but a run folder "
                     "stores tensors only; remove get_extra_state, or return a tensor from it"
                 )
-            elif is_traceable_wrapper_subclass(value):  # such as the weights of torchao
-                advice = "quantize the network after it is trained, or use it as a teacher"
-                if type(value).__name__ == "DTensor":  # of fully_shard, and only with several processes
-                    advice = "pass the module without fully_shard, because a run divides batches, but no weights; or "
-                    advice += "train it in your own loop with kdkit.Distiller"
-                yield (
-                    f"net {net.name!r} has {key!r}, a {type(value).__name__}, which a run folder cannot store; {advice}"
-                )
+        wrappers = [key for key, value in state.items() if is_traceable_wrapper_subclass(value)]
+        if wrappers:  # such as the weights of torchao
+            key, kind = wrappers[0], type(state[wrappers[0]]).__name__
+            more = f", and {len(wrappers) - 1} more" if len(wrappers) > 1 else ""
+            advice = "quantize the network after it is trained, or use it as a teacher"
+            if kind == "DTensor":  # of fully_shard, and only with several processes
+                advice = "pass the module without fully_shard, because a run divides batches, but no weights; or "
+                advice += "train it in your own loop with kdkit.Distiller"
+            yield f"net {net.name!r} has {key!r}, a {kind}{more}, which a run folder cannot store; {advice}"
 
 
 def require_storable(stages: Iterable[Stage]) -> None:

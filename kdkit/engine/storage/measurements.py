@@ -33,7 +33,8 @@ class Latency:
 class NetCost:
     """The cost of a network. Fields that could not be measured are None, with the reason in `note`.
 
-    multiply_adds: of a forward pass for one sample. weights_bytes: of all parameters and buffers.
+    multiply_adds: of a forward pass for one sample. weights_bytes: of all parameters and buffers, without masks of
+    pruned weights.
     """
 
     weights_bytes: int | None = None

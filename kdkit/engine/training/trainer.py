@@ -68,7 +68,14 @@ class StageTrainer:
             if not self.ctx.interrupts.at_once:
                 self.folder.wait_or_warn()
             raise
-        self._load_best()
+        try:
+            self._load_best()
+        except ValueError as error:
+            raise KdkitError(
+                f"stage {self.stage.name!r}: the weights of its best epoch no longer fit, because the tensors of a "
+                f"network have changed since then: {error}; if a callback prunes weights, add masks in the recipe, "
+                "with torch.nn.utils.prune.identity(layer, 'weight')"
+            ) from error
         summary = {
             "best_epoch": self.progress.best.epoch,
             "value": self.progress.best.value,

@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 from kdkit.errors import RecipeError, did_you_mean
 from kdkit.nets.weights.folders import find_weights, recorded_facts, recorded_training_names
 from kdkit.nets.weights.state_dicts import Entries, read_state_dicts, select_entries
-from kdkit.utils.modules import keys_by_tensor, plain_keys
+from kdkit.utils.modules import keys_by_tensor, plain_keys, pruning_masks, recompute_pruned_weights
 from kdkit.utils.reprs import first_three
 
 # Key segments that wrappers of torch add: DataParallel, torch.compile, FSDP, and activation checkpointing.
@@ -77,7 +77,10 @@ def load_weights(
 
 
 class _Target:
-    """The tensors of a module by their plain keys. aliases: for each key, the keys that share its tensor."""
+    """The tensors of a module by their plain keys. aliases: for each key, the keys that share its tensor.
+
+    resized: the keys of ranges in observers of torch, which get the shapes that they have in a file.
+    """
 
     def __init__(self, module: nn.Module, name: str) -> None:
         self.module = module
@@ -91,12 +94,20 @@ class _Target:
                     f"net {name!r} cannot load weights because its {key!r} has no shape yet; run its module once first"
                 )
         self.aliases = {key: keys for keys in keys_by_tensor(self.tensors.items()) for key in keys}
+        ranges = {
+            f"{path}.{name}"
+            for path, part in module.named_modules()
+            if type(part).__module__.startswith("torch.ao.quantization.")
+            for name in part._buffers
+        }
+        self.resized = {plain for plain, key in self.keys.items() if key in ranges}
 
     def load(self, match: "_Match") -> None:
         """Copy the fitting tensors of a match into the module."""
         values = {self.keys[key]: match.value(key) for key in self.tensors}
         state = {key: value for key, value in values.items() if value is not None}
         self.module.load_state_dict(state, strict=match.complete)
+        recompute_pruned_weights(self.module)
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +227,8 @@ class _Match:
             return False
         # Integers for real weights are quantized, and meaningless without a scale. Complex values would lose a part.
         quantized = expected.is_floating_point() and not tensor.is_floating_point()
-        return tensor.shape == expected.shape and not quantized
+        is_resized = key in self.target.resized and tensor.ndim == expected.ndim == 1  # a number for each channel
+        return (tensor.shape == expected.shape or is_resized) and not quantized
 
 
 class _Matches:
@@ -287,7 +299,7 @@ class _Matches:
                     key = part.candidate.path
                     return f"{nearest.problem()}; those under {prefix!r} fit: pass weights_key={key!r}"
         remedy = "; strict=False loads the tensors that fit" if strict and nearest.fitting else ""
-        return nearest.problem() + remedy
+        return nearest.problem() + (_pruning_advice(nearest) or remedy)
 
     def _part_of(self, candidate: _Candidate) -> str:
         """Return the path of the part of the net of which most keys are, such as the net without its head; or ""."""
@@ -304,6 +316,16 @@ class _Matches:
         large = [part for part, keys in keys_of.items() if keys <= sources.keys() and 2 * len(keys) > len(sources)]
         parts = [part for part in large if all(fits(part, key) for key in keys_of[part])]
         return max(parts, key=lambda part: len(keys_of[part]), default="")
+
+
+def _pruning_advice(match: _Match) -> str:
+    """Return what to do if only the weights, or only the net, are pruned by torch, which adds masks; otherwise ""."""
+    if pruning_masks(match.unexpected):
+        return (
+            "; these weights are pruned: give the layers of the net masks with torch.nn.utils.prune.identity(layer, "
+            "'weight') before the weights are loaded; prune.remove(layer, 'weight') then removes the masks"
+        )
+    return "; the net is pruned already: load the weights before it is pruned" if pruning_masks(match.missing) else ""
 
 
 def _prefixes(keys: Mapping[str, str]) -> list[str]:

@@ -15,6 +15,7 @@ from timm.models._hub import save_for_hf
 from timm.utils import CheckpointSaver, ModelEmaV3
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.nn.utils import prune
 from torch.optim.swa_utils import AveragedModel
 
 import kdkit
@@ -595,6 +596,21 @@ def test_strict_false_is_offered_if_some_fit_and_refused_if_none_do(path, refuse
     assert refused().endswith("strict=False loads the tensors that fit")
     torch.save({"a": torch.zeros(3)}, path)
     assert "do not fit net 'teacher'" in refused(strict=False)
+
+
+def test_if_only_the_weights_or_only_the_net_are_pruned_they_are_refused_with_the_remedy(path):
+    source, module = trained(), Mlp()
+    prune.l1_unstructured(source.hidden, "weight", amount=0.5)
+    torch.save(source.state_dict(), path)
+    with pytest.raises(RecipeError, match=r"these weights are pruned: .*prune\.identity\(layer, 'weight'\) before"):
+        load(path, module)
+    prune.identity(module.hidden, "weight")
+    load(path, module)
+    assert torch.equal(module.hidden.weight_mask, source.hidden.weight_mask)
+    assert torch.equal(module.hidden.weight, source.hidden.weight)  # which torch computes in forward passes only
+    torch.save(trained().state_dict(), path)
+    with pytest.raises(RecipeError, match="the net is pruned already: load the weights before it is pruned"):
+        load(path, module)
 
 
 def test_weights_of_a_part_are_refused_with_the_net_that_loads_them(path, refused):

@@ -97,13 +97,28 @@ def test_a_volume_is_classified_by_convolutions_in_three_dimensions():
     require_learned(kdkit.run(Recipe(data=TorchData(data, data), schedule=[stage]), device="cpu"))
 
 
-def test_a_pruned_student_keeps_its_zeros():
+@pytest.mark.parametrize("options", [{}, {"training": training(ema=AverageWeights(decay=0.5))}, {"baseline": True}])
+def test_a_pruned_student_keeps_its_zeros(options):
     student = Mlp(hidden=8)
     prune.l1_unstructured(student.head, "weight", amount=0.5)
     zeros = student.head.weight == 0
-    require_learned(distill(Mlp(), student))
+    result = distill(Mlp(), student, **options)
+    require_learned(result)
     assert zeros.sum() == 12
-    assert torch.equal(student.head.weight == 0, zeros)
+    trained = [net.module.head for name, net in result.nets.items() if name != "teacher"]
+    assert len(trained) == 1 + ("baseline" in options)
+    for head in trained:
+        assert torch.equal(head.weight == 0, zeros)
+        prune.remove(head, "weight")
+        assert torch.equal(head.weight == 0, zeros)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.nn.utils.weight_norm. is deprecated")
+def test_a_student_with_the_old_weight_norm_is_averaged():
+    student = nn.Sequential(nn.utils.weight_norm(nn.Linear(4, 8)), nn.ReLU(), nn.Linear(8, 3))
+    require_learned(distill(Mlp(), student, training=training(ema=AverageWeights(decay=0.5))))
+    layer = student[0]
+    torch.testing.assert_close(layer.weight.norm(dim=1, keepdim=True), layer.weight_g)
 
 
 def test_a_student_with_a_parametrized_weight_is_trained_and_saved(tmp_path):
@@ -125,13 +140,24 @@ def test_a_student_is_trained_with_fake_quantization():
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_student_with_observers_of_torch_is_trained_and_averaged():
+def test_a_student_with_observers_of_torch_is_trained_averaged_and_loaded(tmp_path):
     from torch.ao import quantization  # deprecated, but without a successor for layers other than linear ones
 
-    student = nn.Sequential(quantization.QuantStub(), nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
-    student.qconfig = quantization.get_default_qat_qconfig("x86")  # its ranges by channel have no size before a pass
-    quantization.prepare_qat(student.train(), inplace=True)
-    require_learned(distill(Mlp(), student, training=training(ema=AverageWeights(decay=0.5))))
+    def prepared(backend="x86"):  # whose ranges of weights, by channel, have no size before a pass
+        module = nn.Sequential(quantization.QuantStub(), nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+        module.qconfig = quantization.get_default_qat_qconfig(backend)
+        return quantization.prepare_qat(module.train())
+
+    student = prepared()
+    require_learned(distill(Mlp(), student, training=training(ema=AverageWeights(decay=0.5)), out=tmp_path / "run"))
+    torch.save(student.state_dict(), tmp_path / "state.pt")
+    for weights in (tmp_path / "run", tmp_path / "state.pt"):
+        state = Net("student", prepared(), weights=weights).network.state_dict()
+        assert state["1.weight_fake_quant.scale"].shape == (8,)
+        # also those of the run, which has evaluated the network since then
+        assert all(torch.equal(value, state[key]) for key, value in student.state_dict().items())
+    with pytest.raises(RecipeError, match=r"1.weight_fake_quant.activation_post_process.max_val' of shape \(8,\), not"):
+        Net("student", prepared("qnnpack"), weights=tmp_path / "run")  # which has one range for all channels
 
 
 def test_students_of_one_process_may_be_wrapped_for_several(tmp_path):

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.nn.utils import prune
 from torch.optim import SGD
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -154,6 +155,18 @@ def test_an_error_of_kdkit_that_a_callback_raises_ends_the_run(hook, tmp_path):
     resumed = kdkit.run(three, out=tmp_path / "run", device="cpu", resume=True, callbacks=[recorder := Recorder()])
     assert recorder.stages[0].epoch == (1 if hook == "epoch_ended" else 0)
     assert epoch_terms(resumed.history) == epoch_terms(kdkit.run(three, device="cpu").history)
+
+
+def test_a_callback_that_adds_masks_after_the_best_epoch_is_told_to_add_them_in_the_recipe():
+    student = kdkit.Net("student", Small(4))
+
+    class Prunes:
+        @kdkit.hookimpl
+        def epoch_ended(self, event):
+            prune.l1_unstructured(student.module.head, "weight", amount=0.5)
+
+    with pytest.raises(kdkit.KdkitError, match=r"no longer fit, .*head\.weight_mask.*; .* add masks in the recipe"):
+        kdkit.run(one_stage(student, epochs=1), device="cpu", callbacks=[Prunes()])
 
 
 def test_an_error_of_kdkit_after_the_run_is_reported_only():

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from kdkit import ExportOptions, KdkitError, Net, Recipe, Stage, TorchData, Training, Truth
+from kdkit import ExportOptions, KdkitError, MetricResult, Net, Recipe, Stage, TorchData, Training, Truth
 from kdkit.export import ExportSource, onnx_exporter
 from kdkit.export.attempt import Attempt
 from kdkit.export.gates import Reference, run_model
@@ -21,7 +21,7 @@ from kdkit.export.metadata import metadata_of
 from kdkit.export.onnx_exporter import Int8OnnxExporter, OnnxExporter, cpu_session
 from kdkit.export.onnx_int8 import calibration_arrays, choose_ranges
 from kdkit.export.pt2 import Pt2Exporter
-from kdkit.metrics import MSE, R2, FixedThresholds, MacroF1, MeanIoU
+from kdkit.metrics import MSE, R2, BootstrapInterval, FixedThresholds, MacroF1, MeanIoU
 from kdkit.utils.files import to_json
 
 FAST = ExportOptions(timing_seconds=0, calibration=40, finish_epochs=0, points=20)
@@ -106,16 +106,20 @@ class Tagger(nn.Module):
         super().__init__()
         self.tokens = nn.Embedding(6, 3)
 
-    def forward(self, input_ids, attention_mask):
+    def forward(self, input_ids, attention_mask, decoder_input_ids=None):
         return self.tokens(input_ids * attention_mask).movedim(1, -1)
 
 
-@pytest.mark.parametrize("wrong", [0, 1])
-def test_outputs_of_padded_tokens_may_differ_and_others_may_not(wrong):
+@pytest.mark.parametrize(("wrong", "has_decoder"), [(0, False), (1, False), (0, True)])
+def test_outputs_of_padded_tokens_may_differ_and_others_may_not(wrong, has_decoder):
     def texts(rows):
         mask = torch.arange(4) >= torch.arange(rows)[:, None] % 3  # padding on the left
         labels = torch.arange(4).expand(rows, 4) % 3
-        return [({"input_ids": labels[row], "attention_mask": mask[row].long()}, labels[row]) for row in range(rows)]
+        others = {"decoder_input_ids": labels[0]} if has_decoder else {}  # outputs are then at its tokens
+        return [
+            ({"input_ids": labels[row], "attention_mask": mask[row].long(), **others}, labels[row])
+            for row in range(rows)
+        ]
 
     source = source_of(Tagger, TorchData(texts(8), texts(8), classes=3), metrics=(MeanIoU(),))
 
@@ -123,7 +127,44 @@ def test_outputs_of_padded_tokens_may_differ_and_others_may_not(wrong):
         outputs = source.net.network(*map(torch.from_numpy, (arrays["input_ids"], arrays["attention_mask"])))
         return (outputs.detach() + 1.0 * torch.from_numpy(arrays["attention_mask"] == wrong)[:, None]).numpy()
 
-    assert Reference(source).numeric_gate(model, 0.1).passed == (wrong == 0)
+    assert Reference(source).numeric_gate(model, 0.1).passed == (wrong == 0 and not has_decoder)
+
+
+class Written:
+    """A metric of what the network writes, by a method of its own."""
+
+    name = "written"
+
+    def reduce_network(self, network, batch):
+        return network.write(batch.inputs)
+
+    def fit(self, validation):
+        return self
+
+    def compute(self, test):
+        return MetricResult(value=float(test.reduced["written"].mean()))
+
+
+class Writer(nn.Linear):
+    def __init__(self):
+        super().__init__(4, 3)
+
+    def write(self, inputs):
+        return self(inputs).argmax(1).float()
+
+
+def test_a_metric_that_runs_the_network_is_left_out_of_the_gate_and_named(tmp_path):
+    samples = TensorDataset(torch.randn(20, 4), torch.arange(20) % 3)
+    source = source_of(Writer, TorchData(samples, samples), metrics=(BootstrapInterval(Written()), MacroF1()))
+    weights = tmp_path / "weights.safetensors"
+    weights.touch()
+    card = Attempt.best_of(source, Reference(source), Pt2Exporter(), weights).card(source)
+    assert [*card["metric_gate"]["scores"]] == ["macro_f1"]
+    assert [*card["metadata"]["scores"]["metrics"]] == ["macro_f1"]
+    expected = ["the gate leaves out written, because metrics with reduce_network run the network itself"]
+    assert card["notices"] == expected
+    alone = source_of(Writer, TorchData(samples, samples), metrics=(Written(),)).notices
+    assert alone == (*expected, "no metric is compared; add one of the outputs to the recipe, such as Accuracy()")
 
 
 class WithoutHeads(nn.Module):
@@ -246,6 +287,32 @@ def test_a_card_says_that_quantization_is_simulated(tmp_path):
     weights.touch()
     (notice,) = Attempt.best_of(source, Reference(source), Pt2Exporter(), weights).card(source)["notices"]
     assert "net 'student' simulates quantization (FakeQuantizedLinear)" in notice
+
+
+def test_a_network_with_quantized_weights_is_exported_and_its_integers_counted(tmp_path):
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    def quantized():
+        network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+        quantize_(network, Int8WeightOnlyConfig())
+        return network
+
+    source = source_of(quantized, numbers(1.0, 0.0), metrics=(R2(),), loss=nn.MSELoss())
+    weights = tmp_path / "weights.safetensors"
+    weights.touch()
+    card = Attempt.best_of(source, Reference(source), Pt2Exporter(), weights).card(source)
+    assert card["passed"]
+    # weights of one byte; for each of nine outputs a bias and a scale of four bytes, and a zero point of one
+    assert card["network"]["weights_bytes"] == 4 * 8 + 8 + 9 * 9
+    (notice,) = card["notices"]
+    assert "net 'student' has quantized weights (Int8Tensor): pt2 stores them as they are" in notice
+    digest = card["metadata"]["run"]["weights_sha256"]
+    source.net.network[2].weight.qdata[0, 0] += 1
+    assert metadata_of(source, Reference(source), weights)["run"]["weights_sha256"] != digest
+    with pytest.raises(
+        KdkitError, match=r"net 'student' is quantized already \(Int8Tensor\): export it to pt2 or onnx"
+    ):
+        Int8OnnxExporter().export(source)
 
 
 def numbers(scale, shift):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch.nn.utils import prune
 from torch.optim import SGD
 from torch.utils.data import TensorDataset
 
@@ -186,6 +187,14 @@ def problems_of(simkd, teacher, taps):
     student = Net("student", simkd)
     term = simkd.match(Net("teacher", teacher, trained=True), taps)
     return kdkit.check(Recipe(data=image_data(), schedule=[stage_of(student, term)])).problems
+
+
+def test_the_head_of_a_pruned_teacher_is_copied_with_its_mask():
+    teacher = TeacherNet()
+    prune.l1_unstructured(teacher.head[-1], "weight", amount=9)
+    simkd = simkd_of(teacher)
+    assert problems_of(simkd, teacher, Tap(teacher.body)) == ()
+    assert torch.equal(simkd.head[-1].weight, teacher.head[-1].weight)
 
 
 def test_a_body_with_different_channels_than_student_shape_is_one_problem():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from kdkit import AverageWeights, Ema, Match, Net, Recipe, RecipeError, Stage, Tap, check, run
 from kdkit.losses import Hint, SoftTargets
@@ -115,6 +116,17 @@ def test_a_buffer_that_the_first_pass_assigns_is_not_averaged():
     session.on_step()
     assert session._average.module.mask.tolist() == [0.0, -torch.inf]
     session.load_state_dict(saved)
+
+
+def test_the_mask_of_a_pruned_weight_is_copied_and_not_averaged():
+    student = Net("student", nn.Linear(4, 3))
+    prune.identity(student.module, "weight")
+    session = open_teacher(Ema(student, decay=0.9), (), CONTEXT)
+    prune.l1_unstructured(student.module, "weight", amount=6)
+    session.on_step()
+    assert torch.equal(session.state_dict()["average"]["weight_mask"], student.module.weight_mask)
+    assert (student.module.weight_mask == 0).sum() == 6
+    session.close()
 
 
 def test_tied_weights_are_averaged_once_per_update():

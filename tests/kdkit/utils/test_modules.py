@@ -3,8 +3,9 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
-from kdkit.utils.modules import copy_state, eval_mode, load_state
+from kdkit.utils.modules import copy_state, eval_mode, load_state, weights_bytes
 from tests.helpers.tiny import Mlp, tiny_net
 
 
@@ -63,3 +64,13 @@ def test_a_submodule_named_like_a_wrapper_keeps_its_name():
             self.module = nn.Linear(2, 2)
 
     assert copy_state(Named()).keys() == {"module.weight", "module.bias"}
+
+
+def test_the_bytes_of_weights_leave_out_the_masks_of_pruned_ones():
+    module = Mlp()
+    before = weights_bytes(module)
+    module.register_buffer("key_mask", torch.zeros(4))  # not of a pruned weight
+    prune.l1_unstructured(module.hidden, "weight", amount=0.5)
+    prune.l1_unstructured(module.hidden, "bias", amount=0.5)
+    assert weights_bytes(module) == before + 16
+    assert weights_bytes(nn.Sequential(module, module)) == before + 16  # shared ones count once

@@ -40,14 +40,14 @@ def truth():
     return Truth(nn.CrossEntropyLoss())
 
 
-def notices(samples, objective=None, validation=None):
+def notices(samples, objective=None, validation=None, model=Model):
     """Return the notices of a recipe with these pairs (inputs, labels), and with a term on the labels by default.
 
     validation: by default, the samples.
     """
     validation = samples if validation is None else validation
     data = TorchData(samples, validation, task="multiclass", classes=[str(word) for word in range(WORDS)])
-    student = Net("student", Model())
+    student = Net("student", model())
     stage = Stage({student: truth() if objective is None else objective(student)}, Training(epochs=1, batch_size=4))
     plan = kdkit.check(Recipe(data=data, schedule=[stage]))
     assert plan.problems == ()
@@ -85,6 +85,28 @@ def test_padding_and_a_mask_do_not_hide_the_inputs():
     labels[:, 4:] = -100
     mask = torch.ones(6, dtype=torch.long)
     assert len(notices(batches({"attention_mask": mask}, labels))) == 1
+
+
+class Decoder(Model):
+    """A model whose outputs are those of the tokens before the labels."""
+
+    def forward(self, input_ids, decoder_input_ids):
+        return super().forward(decoder_input_ids)
+
+
+def test_a_decoder_must_read_the_labels_shifted_to_the_right_but_labels_may_equal_the_source_text():
+    def samples(decoder_inputs, labels=TOKENS):
+        rows = zip(TOKENS, decoder_inputs, labels, strict=True)
+        return [({"input_ids": row, "decoder_input_ids": read}, label) for row, read, label in rows]
+
+    read = nn.functional.pad(TOKENS[:, :-1], (1, 0))
+    right = samples(read)
+    assert notices(right, model=Decoder) == ()
+    for wrong in (samples(TOKENS), samples(read, shifted(TOKENS))):
+        (notice,) = notices(wrong, model=Decoder)
+        assert notice.startswith("the decoder_input_ids are not the labels shifted to the right: only ")
+        (notice,) = notices(right, validation=wrong, model=Decoder)
+        assert notice.startswith("the validation data's decoder_input_ids are not the labels")
 
 
 def test_a_masked_language_model_and_other_labels_are_not_noticed():

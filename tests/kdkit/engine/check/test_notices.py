@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 from kdkit import (
@@ -442,6 +443,18 @@ def test_an_average_of_weights_that_hardly_moves_is_noticed(epochs, share):
         f"stage 'student' has 10 updates: with a decay of 0.998, {share} of the average of its weights still comes"
     )
     assert not share or notices[0].startswith(expected)
+
+
+@pytest.mark.parametrize("amount", [0.5, 1.0])  # all weights of a layer may be 0 at first, as those of an adapter
+@pytest.mark.parametrize("is_masked", [True, False])
+def test_pruned_weights_that_no_mask_keeps_are_noticed(amount, is_masked):
+    student = tiny_net("student")
+    prune.l1_unstructured(student.module.hidden, "weight", amount=amount)
+    if not is_masked:
+        prune.remove(student.module.hidden, "weight")
+    notices = check(one_stage(student, plain_goal())).notices
+    expected = "29% of the weights of the layers of net 'student' are 0, such as in 'hidden': if they are pruned"
+    assert [expected in notice for notice in notices] == [True] * (amount < 1 and not is_masked)
 
 
 def test_weights_that_are_all_zero_are_noticed():

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.data import TensorDataset
+from transformers import BartConfig, BartForConditionalGeneration
 
 from kdkit import (
     Distiller,
@@ -211,3 +212,85 @@ def test_outputs_per_position_without_labels_are_not_noticed(loss, conv, recwarn
     with Distiller(student, 1.0 * Match(teacher, loss), example=(inputs, None), task=task, classes=2) as distiller:
         assert distiller(inputs, None).loss.isfinite()
     assert not recwarn.list
+
+
+def bart():
+    sizes = {
+        f"{part}_{name}": 1 for part in ("encoder", "decoder") for name in ("layers", "attention_heads", "ffn_dim")
+    }
+    config = BartConfig(
+        vocab_size=12, d_model=4, max_position_embeddings=8, pad_token_id=0, decoder_start_token_id=3, **sizes
+    )
+    return BartForConditionalGeneration(config)
+
+
+def notices_of_decoders(start, term=None, length=6):
+    """Return the notices about a model with a decoder, for source texts of 4 of 6 tokens and labels of 3 of `length`.
+
+    start: the first token that the decoder reads, before the labels; None for no inputs of the decoder.
+    """
+    tokens, labels = torch.randint(3, 12, (8, 6)), torch.randint(3, 12, (8, length))
+    tokens[:, 4:], labels[:, 3:] = 0, -100
+    inputs = {"input_ids": tokens, "attention_mask": (tokens > 0).long()}
+    if start is not None:
+        inputs["decoder_input_ids"] = nn.functional.pad(labels[:, :-1], (1, 0), value=start).clamp(min=0)
+        inputs["decoder_attention_mask"] = (labels >= 0).long()
+    rows = [({name: tensor[row] for name, tensor in inputs.items()}, labels[row]) for row in range(8)]
+    teacher, student = Net("teacher", bart(), trained=True), Net("student", bart())
+    objective = plain_goal() + (0 if term is None else term(teacher, student))
+    return check(one_stage(student, objective, TorchData(rows, rows, classes=12))).notices
+
+
+@pytest.mark.parametrize(
+    ("part", "loss", "expected"),
+    [
+        ("decoder", Masked(Hint()), "'attention_mask' is the mask of the encoder's tokens"),
+        ("decoder", Hint(), "also compares positions after the last label, 50% of those"),
+        ("decoder", Masked(Hint(), mask="decoder_attention_mask"), None),
+        (
+            "encoder",
+            Masked(Hint(), mask="decoder_attention_mask"),
+            "is the mask of the decoder's tokens; pass mask=",
+        ),
+        ("encoder", Masked(Hint()), None),
+        ("encoder", Hint(), "also compares the padding, 33% of the tokens of the first samples; Masked(Hint) leaves"),
+    ],
+)
+def test_the_tokens_of_a_decoder_have_another_mask_than_those_of_the_encoder(part, loss, expected):
+    def hint(teacher, student):
+        layers = (getattr(net.module.model, part).layers[0] for net in (student, teacher))
+        return Match(teacher, loss, **dict(zip(("student", "target"), map(Tap, layers), strict=True)))
+
+    notices = notices_of_decoders(3, hint)
+    assert [expected in notice for notice in notices] == ([] if expected is None else [True])
+
+
+@pytest.mark.parametrize("length", [6, 5])
+def test_a_decoder_that_reads_the_source_text_is_noticed(length):
+    (notice,) = (text for text in notices_of_decoders(None, length=length) if "decoder" in text)
+    assert notice.startswith("net 'student' gets no decoder_input_ids, so its decoder reads input_ids")
+
+
+def test_decoder_inputs_that_do_not_begin_with_the_start_token_are_noticed():
+    (notice,) = notices_of_decoders(4)
+    assert notice.startswith(
+        "decoder_input_ids begin with the token 4, but net 'student' begins texts with 3, the deco"
+    )
+
+
+def test_a_tagger_whose_decoder_reads_the_source_text_is_not_noticed():
+    class Tagger(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = bart().model, nn.Linear(4, 3)
+
+        def forward(self, input_ids, attention_mask):
+            return self.head(self.body(input_ids, attention_mask)[0])
+
+    tokens = torch.randint(3, 12, (8, 6))
+    tokens[:, 4:] = 0
+    rows = [({"input_ids": row, "attention_mask": (row > 0).long()}, (row % 3).where(row > 0, -100)) for row in tokens]
+    teacher, student = Net("teacher", Tagger(), trained=True), Net("student", Tagger())
+    layers = (net.module.body.decoder.layers[0] for net in (student, teacher))
+    hint = Match(teacher, Masked(Hint()), **dict(zip(("student", "target"), map(Tap, layers), strict=True)))
+    assert check(one_stage(student, plain_goal() + hint, TorchData(rows, rows, classes=3))).notices == ()

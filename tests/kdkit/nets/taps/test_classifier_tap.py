@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 from torch.utils.data import TensorDataset
 
 import kdkit
@@ -68,6 +69,19 @@ def test_the_classifier_and_the_layers_before_it_get_a_gradient():
         net(torch.randn(5, 2, 8))
         open_taps[tap].square().sum().backward()
     assert all(parameter.grad.any() for parameter in net.parameters())
+
+
+def test_a_pruned_classifier_is_that_of_the_current_weights_in_each_step():
+    net = Pooled()
+    prune.l1_unstructured(net.fc, "weight", amount=6)
+    tap, optimizer = ClassifierTap(net.features, classifier=net.fc), torch.optim.SGD(net.parameters(), lr=0.1)
+    with OpenTaps([tap]) as open_taps:
+        for _ in range(2):
+            open_taps.begin_pass()
+            outputs, classes = net(torch.randn(5, 2, 8)), open_taps[tap]
+            torch.testing.assert_close(classes.mean(2), outputs)
+            (outputs.square().sum() + classes.square().sum()).backward()
+            optimizer.step()
 
 
 @pytest.mark.parametrize("classifier", [nn.Conv1d(4, 3, 1), nn.Conv2d(4, 3, 1)])
