@@ -72,9 +72,11 @@ def _parameter(path: Path, parameter: inspect.Parameter, hints: Mapping[str, Any
     default = None if required else parameter.default
     values = default if multiple and isinstance(default, Iterable) else (default,)
     if default is not None and not all(isinstance(value, _UNCONVERTED.get(kind, object)) for value in values):
+        # Python 3.13 defines Path in a private module.
+        annotation = inspect.formatannotation(hints[name]).replace("pathlib._local.", "pathlib.")
         raise RecipeError(
-            f"{path}: parameter {name!r} of recipe() is a {inspect.formatannotation(hints[name])}, but its default is "
-            f"{default!r}; change one of them"
+            f"{path}: parameter {name!r} of recipe() is a {annotation}, but its default is {default!r}; change one of "
+            "them"
         )
     return Parameter(
         name=name,

@@ -3,6 +3,7 @@
 import dis
 import inspect
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import CellType, CodeType, FunctionType
@@ -58,12 +59,15 @@ def _add(name: str, value: object, module: str, parts: dict[str, str]) -> None:
     if not isinstance(value, FunctionType):
         value = getattr(value, "__wrapped__", value)  # of functools.cache
     if isinstance(value, FunctionType) and value.__module__ == module:
-        try:
+        # Code run by `exec` is in the file "<string>", as that of `python -c` is, whose source Python 3.13 returns.
+        source = ""
+        with suppress(OSError):  # of a method of a dataclass, or in an interactive interpreter
             # The source of a lambda is its whole statement, such as a call of kdkit.run with other options.
-            is_lambda = value.__name__ == "<lambda>"
-            parts[name] = _compiled(value.__code__) if is_lambda else inspect.getsource(value)
-        except OSError:  # of a method of a dataclass, or in an interactive interpreter
-            parts[name] = ""
+            if value.__name__ == "<lambda>":
+                source = _compiled(value.__code__)
+            elif value.__code__.co_filename != "<string>":
+                source = inspect.getsource(value)
+        parts[name] = source
         for used, member in sorted(_used_by(value).items()):
             _add(used, member, module, parts)
     elif isinstance(value, type) and value.__module__ == module:
