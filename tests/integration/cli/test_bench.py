@@ -81,6 +81,7 @@ def test_the_interval_of_a_median_is_symmetric_in_the_ranks():
         ("export --seconds 1 --length 512", "target 110,000 bytes: met"),
         ("gpu one_layer --device cpu --quick", "one layer: kdkit eager"),
         ("gpu_convolutions --device cpu --quick --rounds 1", "SE-ResNet, 12 leads, width 64, bf16  blocks if they fit"),
+        ("many_samples --quick", "20,000 rows: first epoch"),
         ("soak --epochs 10", "ms per epoch"),
         ("teacher_cache --quick", "x a cached one"),
         ("vs_lrhnet_authors --records 80 --width 4 --length 256 --epochs 2 --rounds 1", "x faster"),
