@@ -63,7 +63,7 @@ class Predictor:
     ) -> Predictions:
         """Run `net` (or `module`, such as its EMA) in eval mode over `split` and return its predictions.
 
-        Buffers that change, such as the ranges of observers, are restored.
+        Buffers of floats that change, such as the ranges of observers, are restored.
 
         workers: processes that fetch batches; 0 fetches them in this process, None chooses a number.
         between_batches: called before each batch; it may raise an exception.
@@ -78,8 +78,9 @@ class Predictor:
         has_positions = self.data.position_dims > 0
         reducing = [metric for metric in self.metrics if isinstance(metric, NetworkReducing)]
         kept = PositionDecisions(net, self.data, self.metrics) if has_positions else SampleOutputs(net, self.data)
-        # Observers of quantization change their ranges in eval mode, too.
-        with eval_mode(network), preserve_buffers([network] if isinstance(network, nn.Module) else []):
+        modules = [network] if isinstance(network, nn.Module) else []
+        # Observers of quantization change their ranges in eval mode, too. Integers are quantized weights.
+        with eval_mode(network), preserve_buffers(modules, integers=False):
             loaded = self.device_data.load(
                 batches(split, batch_size, order=rows_of_rank, pin=self.device_data.pins),
                 workers=workers,

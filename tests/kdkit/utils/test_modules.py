@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
-from kdkit.utils.modules import copy_state, eval_mode, load_state, weights_bytes
+from kdkit.utils.modules import copy_state, eval_mode, load_state, preserve_buffers, weights_bytes
 from tests.helpers.tiny import Mlp, tiny_net
 
 
@@ -25,6 +25,16 @@ def test_every_submodule_is_in_eval_mode_and_gets_its_mode_back_after_an_error()
     assert inside
     assert not any(inside)
     assert [submodule.training for submodule in module.modules()] == before
+
+
+@pytest.mark.parametrize("integers", [True, False])
+def test_buffers_are_restored_but_integers_only_if_they_are_asked_for(integers):
+    module = nn.BatchNorm1d(2)
+    before = {name: value.clone() for name, value in module.named_buffers()}
+    with preserve_buffers([module], integers=integers):
+        module(torch.randn(8, 2))
+    changed = {name for name, value in module.named_buffers() if not value.equal(before[name])}
+    assert changed == (set() if integers else {"num_batches_tracked"})
 
 
 def test_an_object_without_a_mode_is_left_unchanged():
