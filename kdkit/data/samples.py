@@ -1,4 +1,4 @@
-"""Split a sample, or a batch of samples, into its inputs, labels and weights."""
+"""Collate samples into a batch, and split a sample or a batch into its inputs, labels and weights."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdkit.data.batch import items_of, nested_tensors, rebuild
+from kdkit.data.batch import collate, items_of, nested_tensors, rebuild
 from kdkit.errors import DataError
 
 MISSING_LABEL = -1  # the label of every sample in data without labels
-NO_LABEL = "give samples without a label the label -1, and pass ignore_index=-1"
+_NO_LABEL = "give samples without a label the label -1, and pass ignore_index=-1"
+INSTEAD_OF_NONE = f"{_NO_LABEL}; give those without one of several inputs zeros of its shape"
 _OTHERS = "leave out indices and names of samples, and put what networks and losses need into the inputs"
 _LABEL_KEYS = ("label", "labels", "target", "targets", "y")  # conventions of Hugging Face, torchvision and others
 
@@ -62,7 +63,7 @@ class SampleKeys:
             advice = "; put arrays of all samples in a dataset: TensorDataset(inputs, labels)" if is_array else ""
             if is_array or (isinstance(sample, Sequence) and len(sample) == 1):
                 advice += (
-                    f"; training data without labels is kdkit.Unlabelled(dataset); if a part has labels, {NO_LABEL}"
+                    f"; training data without labels is kdkit.Unlabelled(dataset); if a part has labels, {_NO_LABEL}"
                 )
             elif isinstance(sample, Sequence):
                 advice = f"; {_OTHERS}"
@@ -152,6 +153,58 @@ def as_weights(weights: Any, labels: Any, must_yield: str) -> Tensor | None:
         if not is_valid.all():
             raise DataError(f"{prefix} with {weights[~is_valid][0].item()}; {expected}")
     return weights.to(torch.float32)
+
+
+def collate_samples(samples: list[Any]) -> Any:
+    """Collate samples into a batch.
+
+    Raises DataError for lists of numbers, which would become many tensors, for samples of which only some have labels,
+    and for mappings with different keys.
+    """
+    require_tensors(samples[0])
+    _require_same_form(samples)
+    _require_same_keys(samples)
+    try:
+        return collate(samples)
+    except (TypeError, RuntimeError) as error:
+        if "NoneType" not in str(error):
+            raise
+        raise DataError(f"samples of a batch have None instead of a tensor; {INSTEAD_OF_NONE}") from error
+
+
+def _require_same_form(samples: Sequence[Any]) -> None:
+    """Raise DataError unless all samples are pairs, or none is: some may come from a dataset without labels."""
+    lengths = [len(sample) if isinstance(sample, tuple | list) else 0 for sample in samples]
+    if len({*lengths}) > 1:
+        forms = [
+            f"a {type(sample).__name__}" + (f" of {length}" if length else "")
+            for sample, length in zip(samples, lengths, strict=True)
+        ]
+        raise DataError(
+            f"samples of a batch have different forms, such as {' and '.join([*dict.fromkeys(forms)][:2])}; return "
+            f"pairs (inputs, labels) for all: {_NO_LABEL}"
+        )
+
+
+def _require_same_keys(samples: Sequence[Any]) -> None:
+    """Raise DataError unless mappings have the same keys. torch would leave out those that the first one lacks."""
+    first = samples[0]
+    if isinstance(first, Mapping):
+        for sample in samples:
+            if isinstance(sample, Mapping) and sample.keys() != first.keys():
+                keys, others = (", ".join(map(repr, mapping)) for mapping in (first, sample))
+                raise DataError(
+                    f"samples of a batch have different keys, {keys} and {others}; give all of them the same keys, "
+                    "such as zeros for an input that is missing, and for a label a class index that you pass as "
+                    "ignore_index, or pass a collate_fn: TorchData(..., collate_fn=...)"
+                )
+            if not isinstance(sample, Mapping):
+                return  # torch raises an error
+        for key in first:
+            _require_same_keys([sample[key] for sample in samples])
+    elif isinstance(first, tuple | list) and all(isinstance(sample, tuple | list) for sample in samples):
+        for items in zip(*samples, strict=False):  # torch raises an error for different lengths
+            _require_same_keys(items)
 
 
 def require_tensors(sample: Any) -> None:

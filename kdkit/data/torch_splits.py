@@ -1,7 +1,7 @@
 """Use a torch Dataset or DataLoader that yields `(inputs, labels)` as a split."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -21,19 +21,19 @@ from torch.utils.data import (
     default_collate,
 )
 
-from kdkit.data.batch import Batch, as_targets, collate, content_of, items_of, map_tensors, rebuild, select_rows
+from kdkit.data.batch import Batch, as_targets, content_of, items_of, map_tensors, rebuild, select_rows
 from kdkit.data.dataset import LoaderSplit, Split
 from kdkit.data.label_check import LabelCheck
 from kdkit.data.read_errors import explain_unreadable, raise_explained
 from kdkit.data.reading import reading
 from kdkit.data.samples import (
-    NO_LABEL,
+    INSTEAD_OF_NONE,
     SampleKeys,
     as_weights,
+    collate_samples,
     missing_labels,
     require_samples,
     require_stacked,
-    require_tensors,
 )
 from kdkit.errors import DataError
 from kdkit.utils.files import is_file
@@ -45,7 +45,6 @@ D = TypeVar("D", bound=Dataset[Any])
 
 _NO_BATCH = object()
 _REORDERED = 4  # samples that are read in two orders
-_INSTEAD_OF_NONE = f"{NO_LABEL}; give those without one of several inputs zeros of its shape"
 _TENSORS_OF_TABLE = (
     "TensorDataset(torch.tensor(table[INPUTS].to_numpy(), dtype=torch.float32), torch.tensor(table[LABEL].to_numpy()))"
 )
@@ -67,58 +66,6 @@ class Unlabelled:
 
 DatasetOrLoader = Dataset[Any] | DataLoader[Any] | Iterable[Any] | Unlabelled
 Collate = Callable[[list[Any]], Any]  # makes a batch of samples
-
-
-def collate_samples(samples: list[Any]) -> Any:
-    """Collate samples into a batch.
-
-    Raises DataError for lists of numbers, which would become many tensors, for samples of which only some have labels,
-    and for mappings with different keys.
-    """
-    require_tensors(samples[0])
-    _require_same_form(samples)
-    _require_same_keys(samples)
-    try:
-        return collate(samples)
-    except (TypeError, RuntimeError) as error:
-        if "NoneType" not in str(error):
-            raise
-        raise DataError(f"samples of a batch have None instead of a tensor; {_INSTEAD_OF_NONE}") from error
-
-
-def _require_same_form(samples: Sequence[Any]) -> None:
-    """Raise DataError unless all samples are pairs, or none is: some may come from a dataset without labels."""
-    lengths = [len(sample) if isinstance(sample, tuple | list) else 0 for sample in samples]
-    if len({*lengths}) > 1:
-        forms = [
-            f"a {type(sample).__name__}" + (f" of {length}" if length else "")
-            for sample, length in zip(samples, lengths, strict=True)
-        ]
-        raise DataError(
-            f"samples of a batch have different forms, such as {' and '.join([*dict.fromkeys(forms)][:2])}; return "
-            f"pairs (inputs, labels) for all: {NO_LABEL}"
-        )
-
-
-def _require_same_keys(samples: Sequence[Any]) -> None:
-    """Raise DataError unless mappings have the same keys. torch would leave out those that the first one lacks."""
-    first = samples[0]
-    if isinstance(first, Mapping):
-        for sample in samples:
-            if isinstance(sample, Mapping) and sample.keys() != first.keys():
-                keys, others = (", ".join(map(repr, mapping)) for mapping in (first, sample))
-                raise DataError(
-                    f"samples of a batch have different keys, {keys} and {others}; give all of them the same keys, "
-                    "such as zeros for an input that is missing, and for a label a class index that you pass as "
-                    "ignore_index, or pass a collate_fn: TorchData(..., collate_fn=...)"
-                )
-            if not isinstance(sample, Mapping):
-                return  # torch raises an error
-        for key in first:
-            _require_same_keys([sample[key] for sample in samples])
-    elif isinstance(first, tuple | list) and all(isinstance(sample, tuple | list) for sample in samples):
-        for items in zip(*samples, strict=False):  # torch raises an error for different lengths
-            _require_same_keys(items)
 
 
 @dataclass(eq=False, repr=False)
@@ -388,7 +335,7 @@ def _explain_collate_error(error: Exception, split: TorchSplit) -> Exception:
         return explain_unreadable(error, f"the first batch of the {split.name} data", has_workers=has_workers)
     advice = ""
     if "NoneType" in str(error):
-        advice = f"; {_INSTEAD_OF_NONE}"
+        advice = f"; {INSTEAD_OF_NONE}"
     elif "PIL." in str(error):
         advice = "; convert images to tensors in the Dataset, such as with torchvision.transforms.v2.PILToTensor()"
     elif "pandas." in str(error) or "polars." in str(error):
