@@ -8,7 +8,16 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from kdkit.metrics.base import Bools, Metric, MetricResult, Predictions, log_softmax, true_classes
+from kdkit.metrics.base import (
+    Bools,
+    Floats,
+    Metric,
+    MetricResult,
+    Predictions,
+    log_softmax,
+    row_blocks,
+    true_classes,
+)
 from kdkit.metrics.calibration import CalibrationError, probabilities_of
 from kdkit.metrics.classification import MacroF1, TopKAccuracy
 from kdkit.metrics.detection import MeanAveragePrecision
@@ -20,6 +29,7 @@ from kdkit.plugins.manager import registry
 Kind = Literal["multiclass", "multilabel", "regression", "positions"]
 
 BINS = 10  # of a reliability diagram
+_BLOCK = 1 << 22  # how many outputs are compared at a time: 32 MB of float64
 # Metrics whose names have an option; the others are in the registry.
 _WITH_OPTION: tuple[Metric, ...] = (
     MacroF1(thresholds_by=YoudenJ()),
@@ -184,23 +194,43 @@ def _share(mask: Bools) -> float:
 def _correlation(first: NDArray[Any], second: NDArray[Any], *, centred: bool = False) -> float | None:
     if first.shape != second.shape or first.size < 2:
         return None
+    blocks = [*row_blocks(first.shape, _BLOCK)]
+    count, means = 0, np.zeros(2)
+    for rows in blocks:
+        pair = _unmasked(first[rows], second[rows], centred=centred)
+        count += len(pair[0])
+        means += [side.sum() for side in pair]
+    means /= max(1, count)
+    products = np.zeros((2, 2))
+    for rows in blocks:
+        pair = _unmasked(first[rows], second[rows], centred=centred) - means[:, None]
+        products += pair @ pair.T
+    scale = float(np.sqrt(products[0, 0] * products[1, 1]))
+    return float(products[0, 1]) / scale if scale > 0 else None
+
+
+def _unmasked(first: NDArray[Any], second: NDArray[Any], *, centred: bool) -> Floats:
+    """Return the outputs of both nets that neither masks, (2, outputs), centred over the classes of each sample."""
     # masked classes have outputs of about -1e38; their squares do not overflow float64, but dominate all others
     masked = ~((np.abs(first) < 1e30) & (np.abs(second) < 1e30))
     pair = [np.ma.masked_array(side.astype(np.float64), masked) for side in (first, second)]
     if centred:  # adding a number to all classes of a sample does not change a softmax
         pair = [side - side.mean(1, keepdims=True) for side in pair]
-    left, right = (side.compressed() - side.mean() for side in pair)
-    scale = float(np.sqrt((left @ left) * (right @ right)))
-    return float(left @ right) / scale if scale > 0 else None
+    return np.stack([side.compressed() for side in pair])
 
 
 def _divergence(first: NDArray[Any], second: NDArray[Any], kind: Kind) -> float:
+    total = sum(_sum_of_divergences(first[rows], second[rows], kind) for rows in row_blocks(first.shape, _BLOCK))
+    return total / (len(first) if kind == "multiclass" else first.size)
+
+
+def _sum_of_divergences(first: NDArray[Any], second: NDArray[Any], kind: Kind) -> float:
     if kind == "multiclass":
         left, right = log_softmax(first), log_softmax(second)
-        return float((np.exp(left) * (left - right)).sum(1).mean())
+        return float((np.exp(left) * (left - right)).sum())
     left, right = first.astype(np.float64), second.astype(np.float64)
     # log(sigmoid(x)) = -log(1 + exp(-x)), which does not overflow in logaddexp
     probability = np.exp(-np.logaddexp(0, -left))
     difference = probability * (np.logaddexp(0, -right) - np.logaddexp(0, -left))
     difference += (1 - probability) * (np.logaddexp(0, right) - np.logaddexp(0, left))
-    return float(difference.mean())
+    return float(difference.sum())

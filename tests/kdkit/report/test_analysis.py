@@ -64,6 +64,16 @@ def test_agreement_of_one_class_per_sample():
     assert result.correlation == pytest.approx(np.corrcoef(centred[0].ravel(), centred[1].ravel())[0, 1])
 
 
+def test_agreement_does_not_depend_on_how_many_outputs_are_compared_at_a_time(monkeypatch):
+    classes, labels = as_run(multiclass(0)), as_run(multilabel(multiclass(0).outputs, np.eye(3)[multiclass().labels]))
+    others = as_run(multiclass(1)), as_run(replace(labels.test, outputs=multiclass(1).outputs))
+    whole = [agreement(*pair) for pair in zip((classes, labels), others, strict=True)]
+    monkeypatch.setattr("kdkit.report.analysis._BLOCK", 7)
+    for pair, expected in zip(zip((classes, labels), others, strict=True), whole, strict=True):
+        result = agreement(*pair)
+        assert (result.divergence, result.correlation) == pytest.approx((expected.divergence, expected.correlation))
+
+
 def test_masked_classes_do_not_change_the_correlation_of_the_others():
     pair = multiclass(0), multiclass(1)
     masked = [replace(side, outputs=np.concatenate([side.outputs, np.full((50, 1), -8.5e37)], 1)) for side in pair]
