@@ -207,7 +207,8 @@ def content_of(value: Any) -> Iterator[bytes]:
     elif isinstance(value, Tensor):
         value = value if value.layout is torch.strided else value.to_dense()
         yield f"{value.dtype}{tuple(value.shape)}".encode()  # tensors of different shapes may have the same bytes
-        yield value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes()
+        value = value.detach().cpu().contiguous().resolve_conj().resolve_neg()
+        yield value.view(-1).view(torch.uint8).numpy().tobytes()
     elif isinstance(value, str):
         yield repr(value).encode()
     for key, item in items_of(value) or ():

@@ -19,7 +19,7 @@ from kdkit.data.batch import (
 from kdkit.data.dataset import LoaderSplit, Split
 from kdkit.data.label_check import LabelCheck
 from kdkit.data.loading import RowBatches
-from kdkit.data.reading import ReadBatches
+from kdkit.data.reading import ReadBatches, samples_change
 from kdkit.utils.memory import available
 
 _SPLITS = 3  # training, validation and test
@@ -111,7 +111,7 @@ class KeptSamples:
     """The samples of a split that are kept on a device, by row and draw.
 
     share: the share of the device's free memory, when the first batch is kept, that samples may take. If they need
-    more, nothing is kept.
+    more, or if samples change when they are read again, nothing is kept.
     """
 
     def __init__(self, split: Split, draws: int, device: torch.device, *, share: float) -> None:
@@ -122,7 +122,7 @@ class KeptSamples:
         self._storage: list[Tensor] = []  # (draws, rows, ...) for each tensor of a batch
         self._example: Batch | None = None
         self._ids: Tensor | None = None
-        self._gives_up = False
+        self._gives_up = samples_change(lambda rows: [*_tensors(split.batch(rows, 0))], len(split))
 
     def has(self, rows: tuple[Tensor, ...], draw: int) -> bool:
         """Return whether the samples in all these rows are kept with this draw. rows: of each batch."""

@@ -7,14 +7,13 @@ from typing import Any
 import torch
 from torch.utils.data import BatchSampler, SequentialSampler, Subset
 
-from kdkit.data.batch import content_of, is_dense, nested_tensors
+from kdkit.data.batch import is_dense, nested_tensors
 from kdkit.data.dataset import LoaderSplit, Task
 from kdkit.data.label_forms import SplitLabels
 from kdkit.data.labels import without_ignored
+from kdkit.data.reading import samples_change
 from kdkit.data.torch_splits import TorchSplit, dataset_of, is_fixed, is_plain, tensors_of
-from kdkit.utils.randomness import preserve_rng_state
 
-_REPEATED = 4  # samples that are read twice
 _FIRST = 32  # masks whose values are searched
 _FEW = 8  # with fewer samples, the classes may be a matter of chance
 
@@ -141,13 +140,10 @@ def evaluation_notices(splits: Mapping[str, TorchSplit]) -> Iterator[str]:
 
 
 def _changes(split: TorchSplit) -> bool:
-    """Whether one of a few samples changes when it is read again. False for a DataLoader, which is not read here."""
+    """Whether samples change when they are read again. False for a DataLoader, which is not read here."""
     if isinstance(split, LoaderSplit) or is_fixed(split):
         return False
-    rows = torch.linspace(0, len(split) - 1, min(_REPEATED, len(split))).long()
-    with preserve_rng_state(cuda=False):  # one row at a time, because their sizes may differ
-        first, second = ([[*content_of(split.read(row[None])[:2])] for row in rows] for _ in range(2))
-    return first != second
+    return samples_change(lambda rows: split.read(rows)[:2], len(split))
 
 
 def _rows_of(dataset: Any) -> tuple[object, frozenset[int] | None]:

@@ -11,22 +11,33 @@ from traceback import walk_tb
 from typing import Any, Self
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
-from kdkit.data.batch import Batch
+from kdkit.data.batch import Batch, content_of
 from kdkit.data.dataset import LoaderSplit, Split
 from kdkit.data.label_check import DeferredLabelCheck, LabelCheck
 from kdkit.data.loading import RowBatches, load_ahead
 from kdkit.data.read_errors import explain_ended_worker, explain_unreadable, is_from_worker, raise_explained
 from kdkit.errors import DataError
 from kdkit.utils.cores import usable_cores
+from kdkit.utils.randomness import preserve_rng_state
 from kdkit.utils.reprs import describe_numbers
 
 NOTICE_AFTER = 120.0  # seconds of waiting for a batch before a warning, which is repeated whenever the time has doubled
 SLOW_AFTER = 60.0  # seconds of reading without workers, if this is most of the time, before a warning
+_REPEATED = 4  # samples that are read twice
 LIMIT = 1800.0  # seconds of waiting before worker processes are ended; other ranks wait equally long for this one
+
+
+def samples_change(read: Callable[[Tensor], Any], rows: int) -> bool:
+    """Whether one of a few samples changes when it is read again. read: returns the samples in some of the rows."""
+    few = torch.linspace(0, rows - 1, min(_REPEATED, rows)).long()
+    with preserve_rng_state(cuda=False):  # one row at a time, because their sizes may differ
+        first, second = ([[*content_of(read(row[None]))] for row in few] for _ in range(2))
+    return first != second
 
 
 class ReadBatches:

@@ -256,7 +256,7 @@ def _fill(tensor: Tensor, content: Tensor) -> None:
 def _is_equal(current: Any, before: Any) -> bool:
     """Whether two states, of nested containers with numbers, strings and arrays, are equal to the bit."""
     if isinstance(before, Tensor):
-        return torch.equal(current.flatten().view(torch.uint8), before.flatten().view(torch.uint8))
+        return torch.equal(*(state.contiguous().view(-1).view(torch.uint8) for state in (current, before)))
     if isinstance(before, np.ndarray):
         return bool(current.tobytes() == before.tobytes())  # NaN does not equal itself
     if isinstance(before, dict):

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 import kdkit
 from kdkit import Batch, DataError, Net, Recipe, Stage, TorchData, Training, Truth
-from kdkit.data.batch import collate, holds_only_tensors, nested_tensors
+from kdkit.data.batch import collate, content_of, holds_only_tensors, nested_tensors
 from kdkit.data.device_data import KeptSamples
 from kdkit.data.samples import SampleKeys
 from kdkit.engine.training.capture import _StaticInputs
@@ -276,6 +276,15 @@ def test_a_run_with_inputs_in_a_container_has_the_metrics_of_a_run_with_tensors(
         return [epoch["terms"] for epoch in run.history["student"]]
 
     assert accuracy(wrap) == accuracy(lambda x: x)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [torch.ones(1).expand(3), torch.ones(1, 1).expand(1, 3), torch.tensor([1 + 2j]).conj(), torch.zeros(0, 3)],
+    ids=["expanded", "expanded row", "conjugated", "empty"],
+)
+def test_the_content_of_a_view_is_that_of_its_copy(tensor):
+    assert [*content_of(tensor)] == [*content_of(torch.tensor(tensor.tolist()).view(tensor.shape))]
 
 
 def test_the_fingerprint_sees_the_fields_of_a_dataclass():
