@@ -155,7 +155,7 @@ class Rows:
         self._copy()
         parts, self._on_cpu = self._on_cpu, []
         if len({(part.shape[1:], part.dtype) for part in parts}) == 1:
-            rows, filled = parts[0].new_empty(sum(map(len, parts)), *parts[0].shape[1:]), 0
+            rows, filled = parts[0].new_empty((sum(map(len, parts)), *parts[0].shape[1:])), 0
             while parts:  # each part is freed once it is copied, because all of them may take most of the memory
                 part = parts.pop(0)
                 rows[filled : filled + len(part)] = part

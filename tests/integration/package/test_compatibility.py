@@ -672,6 +672,39 @@ def test_a_metric_of_torchmetrics_is_wrapped():
     assert result.metrics["student"]["kappa"].value == pytest.approx(float(expected))
 
 
+def test_volumes_of_monai_whose_transforms_are_seeded_from_torch_are_samples_with_draws(tmp_path):
+    from monai.transforms import Compose, EnsureChannelFirstd, RandFlipd, RandGaussianNoised
+
+    class Scans(torch.utils.data.Dataset):
+        def __init__(self, *random):
+            keys = ["image", "mask"]
+            self.transform = Compose([EnsureChannelFirstd(keys, channel_dim="no_channel"), *random])
+
+        def __len__(self):
+            return 8
+
+        def __getitem__(self, row):
+            volume = np.random.default_rng(row).normal(size=(4, 4, 4)).astype(np.float32)
+            self.transform.set_random_state(int(torch.randint(2**31, ())))
+            sample = self.transform({"image": volume, "mask": (volume > 0).astype(np.int64)})
+            return {**sample, "mask": sample["mask"][0]}
+
+    def run(out):
+        torch.manual_seed(0)
+        watch = Recorder()
+        teacher = Net("teacher", nn.Conv3d(1, 2, 3, padding=1), trained=True)
+        student = Net("student", nn.Conv3d(1, 2, 1))
+        random = RandFlipd(["image", "mask"], prob=0.5, spatial_axis=0), RandGaussianNoised("image", prob=1.0)
+        data = TorchData(Scans(*random), Scans(), labels="mask", classes=2, draws=2)
+        objective = Truth(nn.CrossEntropyLoss()) + Match(teacher, SoftTargets())
+        recipe = Recipe(data=data, schedule=[Stage({student: objective}, training(epochs=3))])
+        result = kdkit.run(recipe, device="cpu", out=tmp_path / out, callbacks=[watch])
+        assert not any("change when" in notice or "not cached" in notice for notice in watch.notices)
+        return [entry["terms"] for entry in result.history["student"]]
+
+    assert run("first") == run("again")
+
+
 def test_a_student_in_double_precision_is_trained_in_it():
     student = Mlp().double()
     require_learned(distill(Mlp().double(), student, TensorDataset(INPUTS.double(), LABELS)))
