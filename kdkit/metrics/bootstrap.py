@@ -1,5 +1,6 @@
 """Bootstrap intervals of metrics."""
 
+import math
 from dataclasses import KW_ONLY, dataclass, replace
 from statistics import NormalDist
 from typing import Self
@@ -11,6 +12,8 @@ from kdkit.metrics.base import Floats, Metric, MetricResult, Predictions, is_bia
 from kdkit.metrics.resampling import count_units, draw_counts, resample
 from kdkit.utils.validation import validate_count
 
+_LARGEST_BIAS = 1.0  # in standard deviations: at most 84 % of the resamples are on one side of the value
+
 
 @dataclass(frozen=True, slots=True)
 class BootstrapInterval:
@@ -19,7 +22,8 @@ class BootstrapInterval:
     Bias-corrected percentiles (Efron & Tibshirani 1993, section 14.3, without acceleration). Samples of the split are
     drawn with replacement, or whole groups, such as patients, if the predictions have groups. Thresholds are not fitted
     again and nothing is trained again, so the interval reflects the choice of the test samples, not of the seed. For a
-    metric with `is_biased`, see `Metric`, it is the interval of the values on other splits of the same size.
+    metric with `is_biased`, see `Metric`, and if almost all resamples have a higher value than the split, or a lower
+    one, it is the interval of the values on other splits of the same size.
     metric: the metric without an interval. resamples: the number of resamples. level: the share of the resamples inside
     the interval. seed: the seed of the draws, which is the same for all networks, so that they are compared on the same
     resamples.
@@ -98,7 +102,8 @@ def bootstrap_interval(values: Floats, value: float, level: float) -> tuple[floa
     """Return the bias-corrected percentile interval of a value. Resampled values that are NaN are left out.
 
     With rare positives, plain percentiles of average precision miss the population value four times as often as they
-    should: a sample that is drawn twice ranks next to itself, so that resamples have higher values than the split.
+    should: a sample that is drawn twice ranks next to itself, so that resamples have higher values than the split. If
+    almost all do, as for the mean average precision of many classes, their spread around the value is the interval.
     """
     defined = values[~np.isnan(values)]
     if not len(defined) or np.isnan(value):
@@ -107,6 +112,8 @@ def bootstrap_interval(values: Floats, value: float, level: float) -> tuple[floa
     # The share of resamples below the value. Ties, which an accuracy may have, count half.
     below = float((defined < value).mean() + (defined <= value).mean()) / 2
     bias = normal.inv_cdf(min(max(below, 0.5 / len(defined)), 1 - 0.5 / len(defined)))
+    if abs(bias) > _LARGEST_BIAS:  # the corrected percentiles would all be at one end of the resamples
+        return spread_interval(values, value, level)
     shares = [normal.cdf(2 * bias + normal.inv_cdf(share)) for share in ((1 - level) / 2, (1 + level) / 2)]
     low, high = np.quantile(defined, shares)
     # The interval contains the value, even if all resamples are on one side of it.
@@ -123,12 +130,16 @@ def percentile_interval(values: Floats, level: float) -> tuple[float, float]:
 
 
 def spread_interval(values: Floats, value: float, level: float) -> tuple[float, float]:
-    """Return the percentile interval, shifted so that the median of the resamples is the value; at least 0."""
+    """Return the percentile interval, shifted so that the median of the resamples is the value.
+
+    If no resample is negative, the interval is not either.
+    """
     defined = values[~np.isnan(values)]
     if not len(defined) or np.isnan(value):
         return float("nan"), float("nan")
     low, middle, high = np.quantile(defined, [(1 - level) / 2, 0.5, (1 + level) / 2])
-    return max(0.0, float(value + low - middle)), float(value + high - middle)
+    least = 0.0 if defined.min() >= 0 else -math.inf
+    return max(least, float(value + low - middle)), float(value + high - middle)
 
 
 def validate_bootstrap(resamples: int, level: float) -> None:

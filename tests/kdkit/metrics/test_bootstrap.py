@@ -333,6 +333,14 @@ def test_the_interval_of_a_calibration_error_is_around_its_value(metric):
     assert "95%, spread of the values of 200 resamples" in result.note
 
 
+def test_an_interval_is_as_wide_as_the_resamples_vary_although_almost_all_are_on_one_side():
+    values = np.random.default_rng(0).normal(0.30, 0.01, 1000)
+    for value in (0.28, 0.32):
+        assert bootstrap_interval(values, value, 0.95) == pytest.approx((value - 0.0196, value + 0.0196), abs=2e-3)
+    assert bootstrap_interval(values, 0.295, 0.95) == pytest.approx((0.27, 0.31), abs=2e-3)  # corrected percentiles
+    assert bootstrap_interval(values - 0.5, -0.22, 0.95)[0] < -0.22  # a metric that may be negative
+
+
 def test_an_interval_contains_its_value_although_all_resamples_are_above():
     assert bootstrap_interval(np.array([0.2, 0.3, 0.4]), 0.1, 0.95)[0] == 0.1
 
