@@ -68,7 +68,8 @@ def forward_hook(modules: Iterable[nn.Module], hook: Callable[[nn.Module, Any, A
 def preserve_buffers(modules: Iterable[nn.Module], *, integers: bool = True) -> Iterator[None]:
     """Restore every buffer at the end, whether it was changed in place or replaced.
 
-    integers: whether buffers of integers are restored too. Those of a quantized network may take most of the memory.
+    integers: whether buffers of integers are restored too if they have several dimensions. Those may be the weights of
+    a quantized network, and take most of the memory.
     """
     # `_buffers` rather than `named_buffers`, which skips buffers that are None and may be assigned in the context.
     saved = [
@@ -76,7 +77,7 @@ def preserve_buffers(modules: Iterable[nn.Module], *, integers: bool = True) -> 
         for module in modules
         for submodule in module.modules()
         for name, buffer in submodule._buffers.items()
-        if integers or buffer is None or buffer.is_floating_point() or buffer.is_complex()
+        if integers or buffer is None or buffer.ndim < 2 or buffer.is_floating_point() or buffer.is_complex()
     ]
     try:
         yield
