@@ -84,7 +84,8 @@ def preserve_buffers(modules: Iterable[nn.Module], *, integers: bool = True) -> 
     finally:
         for submodule, name, buffer, values in saved:
             submodule._buffers[name] = buffer
-            if buffer is not None and values is not None:
+            # Unchanged ones may not be writable: expanded tensors, and those that were created in inference mode.
+            if buffer is not None and values is not None and not torch.equal(buffer, values):
                 with torch.no_grad():
                     if buffer.shape != values.shape:  # such as the ranges of channels that a first forward pass sizes
                         buffer.resize_(values.shape)

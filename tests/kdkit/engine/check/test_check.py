@@ -1092,6 +1092,32 @@ def test_a_state_dict_with_more_than_tensors_is_a_problem():
     assert "net 'student' has '_extra_state', a dict, in its state_dict()" in problem
 
 
+def inference_mode_ones():
+    with torch.inference_mode():
+        return torch.ones(4)
+
+
+@pytest.mark.parametrize(
+    ("scale", "kind"),
+    [(torch.ones(1).expand(4), "an expanded tensor"), (inference_mode_ones(), "a tensor of inference mode")],
+    ids=["expanded", "inference mode"],
+)
+def test_a_student_with_a_buffer_that_cannot_be_changed_is_a_problem_but_a_teacher_is_evaluated(scale, kind):
+    class Scaled(nn.Linear):
+        def __init__(self):
+            super().__init__(4, 3)
+            self.register_buffer("scale", scale)
+
+        def forward(self, inputs):
+            return super().forward(inputs * self.scale)
+
+    problem = only_problem(one_stage(Net("student", Scaled()), plain_goal()))
+    assert f"net 'student' has 'scale', {kind}, into which torch cannot load the weights of a run" in problem
+    teacher = Net("teacher", Scaled(), trained=True)
+    result = run(one_stage(tiny_net("student"), plain_goal() + Match(teacher, SoftTargets())), measure=False)
+    assert "teacher" in result.metrics
+
+
 # The check as a whole
 
 
