@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from kdkit.utils.devices import copy_to_cpu
@@ -258,12 +259,12 @@ def load_state_dict(module: nn.Module, state: Mapping[str, Tensor]) -> None:
         module.load_state_dict(state)
     except RuntimeError as error:  # its first line does not name the keys
         raise ValueError(" ".join(str(error).split())) from error
-    recompute_pruned_weights(module)
+    recompute_weights(module)
 
 
-def recompute_pruned_weights(module: nn.Module) -> None:
-    """Multiply pruned weights by their masks, as each forward pass does, after other weights or masks were loaded."""
+def recompute_weights(module: nn.Module) -> None:
+    """Compute the weights that each forward pass computes first: pruned ones, and those of the old `weight_norm`."""
     for part in module.modules():
         for hook in part._forward_pre_hooks.values():
-            if isinstance(hook, BasePruningMethod):
+            if isinstance(hook, BasePruningMethod | WeightNorm):
                 hook(part, ())
