@@ -253,8 +253,8 @@ def storage_problems(stage: Stage) -> Iterator[str]:
             elif _is_read_only(value):
                 kind = "a tensor of inference mode" if value.is_inference() else "an expanded tensor"
                 yield (
-                    f"net {net.name!r} has {key!r}, {kind}, into which torch cannot load the weights of a run; register "
-                    "a copy of it, tensor.clone()"
+                    f"net {net.name!r} has {key!r}, {kind}, into which torch cannot load the weights of a run; "
+                    "register a copy of it, tensor.clone()"
                 )
         wrappers = [key for key, value in state.items() if is_traceable_wrapper_subclass(value)]
         if wrappers:  # such as the weights of torchao
