@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
@@ -74,7 +75,7 @@ def preserve_buffers(modules: Iterable[nn.Module], *, integers: bool = True) -> 
     """
     # `_buffers` rather than `named_buffers`, which skips buffers that are None and may be assigned in the context.
     saved = [
-        (submodule, name, buffer, None if buffer is None else buffer.clone())
+        (submodule, name, buffer, None if buffer is None or is_read_only(buffer) else buffer.clone())
         for module in modules
         for submodule in module.modules()
         for name, buffer in submodule._buffers.items()
@@ -85,12 +86,19 @@ def preserve_buffers(modules: Iterable[nn.Module], *, integers: bool = True) -> 
     finally:
         for submodule, name, buffer, values in saved:
             submodule._buffers[name] = buffer
-            # Unchanged ones may not be writable: expanded tensors, and those that were created in inference mode.
-            if buffer is not None and values is not None and not torch.equal(buffer, values):
+            if buffer is not None and values is not None:
                 with torch.no_grad():
                     if buffer.shape != values.shape:  # such as the ranges of channels that a first forward pass sizes
                         buffer.resize_(values.shape)
                     buffer.copy_(values)
+
+
+def is_read_only(tensor: Tensor) -> bool:
+    """Return whether torch refuses to change a tensor in place: one that is expanded, or is of inference mode."""
+    if is_lazy(tensor) or tensor.layout != torch.strided:
+        return False
+    is_expanded = any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
+    return is_expanded or tensor.is_inference()
 
 
 def drop_compiled_code(modules: Iterable[object]) -> None:

@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.nn.parameter import is_lazy
@@ -27,6 +26,7 @@ from kdkit.teachers.ema import Ema
 from kdkit.teachers.ensemble import Teachers
 from kdkit.teachers.past import Past
 from kdkit.teachers.peer import Peer
+from kdkit.utils.modules import is_read_only
 
 _ONE_HOT = "; if each sample has one class, in a row of 0 and 1, pass TorchData(..., task='multiclass')"
 # The end of messages about losses and teachers that look up samples.
@@ -250,7 +250,7 @@ def storage_problems(stage: Stage) -> Iterator[str]:
                     f"net {net.name!r} has {key!r}, a {type(value).__name__}, in its state_dict(), but a run folder "
                     "stores tensors only; remove get_extra_state, or return a tensor from it"
                 )
-            elif _is_read_only(value):
+            elif is_read_only(value):
                 kind = "a tensor of inference mode" if value.is_inference() else "an expanded tensor"
                 yield (
                     f"net {net.name!r} has {key!r}, {kind}, into which torch cannot load the weights of a run; "
@@ -265,14 +265,6 @@ def storage_problems(stage: Stage) -> Iterator[str]:
                 advice = "pass the module without fully_shard, because a run divides batches, but no weights; or "
                 advice += "train it in your own loop with kdkit.Distiller"
             yield f"net {net.name!r} has {key!r}, a {kind}{more}, which a run folder cannot store; {advice}"
-
-
-def _is_read_only(tensor: Tensor) -> bool:
-    """Return whether torch refuses to change a tensor in place."""
-    if is_lazy(tensor) or tensor.layout != torch.strided:
-        return False
-    is_expanded = any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
-    return is_expanded or tensor.is_inference()
 
 
 def require_storable(stages: Iterable[Stage]) -> None:
