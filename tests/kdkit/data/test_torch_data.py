@@ -87,9 +87,6 @@ def test_labels_by_class_become_floats(dtype, positions):
 
 
 def test_the_largest_label_of_any_split_sets_the_number_of_classes():
-    def labelled(*labels):
-        return TensorDataset(torch.zeros(len(labels), 2), torch.tensor(labels))
-
     assert len(TorchData(labelled(0, 1), labelled(0, 4), labelled(2)).classes) == 5
 
 

@@ -39,14 +39,20 @@ from kdkit.metrics import R2, Accuracy, Brier, CrossEntropy, MacroF1, MeanAverag
 from kdkit.metrics.base import WithoutThresholds
 from tests.helpers.callbacks import Recorder
 from tests.helpers.open_stages import hidden_taps, only_problem
-from tests.helpers.tiny import Mlp, hooks_of, one_stage, plain_goal, same_state, samples, state_of, tiny_data, tiny_net
+from tests.helpers.tiny import (
+    Mlp,
+    hooks_of,
+    one_stage,
+    plain_goal,
+    same_state,
+    samples,
+    state_of,
+    teacher_and_student,
+    tiny_data,
+    tiny_net,
+)
 
 TRAINING = Training(epochs=1, batch_size=4)
-
-
-def teacher_and_student():
-    """Return a trained teacher and an untrained student."""
-    return tiny_net("teacher", trained=True), tiny_net("student", seed=1)
 
 
 def test_the_plan_of_a_valid_recipe_has_a_summary_of_each_term():
