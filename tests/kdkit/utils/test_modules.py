@@ -71,6 +71,12 @@ def test_state_has_the_keys_of_the_plain_module_and_loads_back(wrap):
     assert all(torch.equal(value, plain[key]) for key, value in copy_state(target).items())
 
 
+def test_a_pruned_weight_is_that_of_the_state_that_was_loaded():
+    module, other = (prune.l1_unstructured(nn.Linear(4, 3), "weight", amount=6) for _ in range(2))
+    load_state(module, copy_state(other))
+    assert torch.equal(module.weight, other.weight)
+
+
 def test_a_submodule_named_like_a_wrapper_keeps_its_name():
     class Named(nn.Module):
         def __init__(self):

@@ -1069,11 +1069,13 @@ def test_a_student_with_its_adapter_switched_off_is_a_teacher():
 
 
 @pytest.mark.parametrize("draws", [None, 1])
-def test_test_samples_that_cannot_be_stacked_are_found_before_the_run(draws):
-    test = [(torch.randn(4 + (row == 0)), row % 3) for row in range(8)]
-    data = TorchData(samples(), samples(seed=1), test, classes=3, draws=draws)
+@pytest.mark.parametrize(("split", "row"), [("test", 0), ("test", 7), ("validation", 7)])  # the first and last batch
+def test_evaluated_samples_that_cannot_be_stacked_are_found_before_the_run(split, row, draws):
+    unequal = [(torch.randn(4 + (index == row)), index % 3) for index in range(8)]
+    splits = {"validation": samples(seed=1), "test": samples(seed=2), split: unequal}
+    data = TorchData(samples(), **splits, classes=3, draws=draws)
     problem = only_problem(one_stage(tiny_net("student"), plain_goal(), data))
-    assert "samples of the test data have different shapes, such as (5) and (4)" in problem
+    assert f"samples of the {split} data have different shapes, such as " in problem
 
 
 def test_samples_of_each_batch_may_have_their_own_size():
