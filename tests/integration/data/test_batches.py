@@ -205,6 +205,13 @@ class Endless:
         raise NotImplementedError
 
 
+class Shorter(Endless):
+    """A sampler that draws fewer rows than its length, such as one that leaves some out."""
+
+    def __len__(self):
+        return 32
+
+
 class Stateful:
     """A sampler whose order depends on how often it was read."""
 
@@ -230,6 +237,7 @@ class Stateful:
         ([], "must draw 0 rows"),
         (iter(range(24)), "sampler must be a sampler with a length"),
         (Endless(), "sampler must be a sampler with a length"),
+        (Shorter(), r"must draw 32 rows, its length, from 0 to 23, .*; got 24 values"),
         (WeightedRandomSampler, "the class WeightedRandomSampler; did you forget its"),
         (DistributedSampler(IMAGE_DATA, 2, 0), "which kdkit divides; got a DistributedSampler"),
         (
