@@ -279,8 +279,8 @@ def test_decoder_inputs_that_do_not_begin_with_the_start_token_are_noticed():
     )
 
 
-def test_decoder_inputs_that_are_not_shifted_have_one_notice():
-    (notice,) = notices_of_decoders(4, shift=0)
+def test_decoder_inputs_that_are_shifted_too_far_have_one_notice():
+    (notice,) = notices_of_decoders(4, shift=2)
     assert notice.startswith("the decoder_input_ids are not the labels shifted to the right")
     assert "prepare_decoder_input_ids_from_labels or shift_tokens_right of transformers" in notice
 
