@@ -182,21 +182,27 @@ def _check_stage(
 
 
 def _problems_of_samples(recipe: Recipe) -> Iterator[str]:
-    """Yield the errors of reading a few samples in the first and in the last batch of the validation and test data.
+    """Yield the errors of reading a few samples of each split together, if a run would.
 
-    Otherwise a run would read the test data only after the training.
+    These are the first and the last training sample, and some in the first and in the last batch of the validation and
+    test data, which a run would otherwise read only after the training.
     """
-    data = recipe.data
-    size = recipe.stages[-1].training.batch_size if recipe.stages else 1
-    for split in (data.validation, data.test):
+    data, sizes = recipe.data, [stage.training.batch_size for stage in recipe.stages] or [1]
+    for split in (data.train, data.validation, data.test):
         if not isinstance(split, Split) or not len(split):
             continue
-        count = len(split)
-        first, last = (0, min(size, _READ, count)), (max((count - 1) // size * size, count - _READ), count)
+        count, size = len(split), sizes[-1]
+        batches_of_rows = [
+            torch.arange(min(size, _READ, count)),
+            torch.arange(max((count - 1) // size * size, count - _READ), count),
+        ]
+        if split is data.train:
+            is_shuffled = split.lengths is None and split.sampler is None and max(sizes) > 1
+            batches_of_rows = [torch.tensor([0, count - 1])] if is_shuffled else []
         try:
-            for start, end in (first, last):
-                rows = batches(split, end - start, order=torch.arange(start, end))
-                ReadBatches(rows, LabelCheck.of_data(data, split)).take(1)
+            for rows in batches_of_rows:
+                read = batches(split, len(rows), order=rows)
+                ReadBatches(read, LabelCheck.of_data(data, split)).take(1)
         except DataError as error:
             yield str(error)
 

@@ -1069,11 +1069,11 @@ def test_a_student_with_its_adapter_switched_off_is_a_teacher():
 
 
 @pytest.mark.parametrize("draws", [None, 1])
-@pytest.mark.parametrize(("split", "row"), [("test", 0), ("test", 7), ("validation", 7)])  # the first and last batch
-def test_evaluated_samples_that_cannot_be_stacked_are_found_before_the_run(split, row, draws):
+@pytest.mark.parametrize(("split", "row"), [("train", 7), ("validation", 7), ("test", 0), ("test", 7)])
+def test_samples_that_cannot_be_stacked_are_found_before_the_run(split, row, draws):
     unequal = [(torch.randn(4 + (index == row)), index % 3) for index in range(8)]
-    splits = {"validation": samples(seed=1), "test": samples(seed=2), split: unequal}
-    data = TorchData(samples(), **splits, classes=3, draws=draws)
+    splits = {"train": samples(), "validation": samples(seed=1), "test": samples(seed=2), split: unequal}
+    data = TorchData(**splits, classes=3, draws=draws)
     problem = only_problem(one_stage(tiny_net("student"), plain_goal(), data))
     assert f"samples of the {split} data have different shapes, such as " in problem
 
