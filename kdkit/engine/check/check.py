@@ -197,7 +197,7 @@ def _problems_of_samples(recipe: Recipe) -> Iterator[str]:
             torch.arange(max((count - 1) // size * size, count - _READ), count),
         ]
         if split is data.train:
-            is_shuffled = split.lengths is None and split.sampler is None and max(sizes) > 1
+            is_shuffled = split.lengths is None and split.sampler is None and min(count, max(sizes)) > 1
             batches_of_rows = [torch.tensor([0, count - 1])] if is_shuffled else []
         try:
             for rows in batches_of_rows:
