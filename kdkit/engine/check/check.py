@@ -182,29 +182,29 @@ def _check_stage(
 
 
 def _problems_of_samples(recipe: Recipe) -> Iterator[str]:
-    """Yield the errors of reading a few samples of each split together, if a run would.
-
-    These are the first and the last training sample, and some in the first and in the last batch of the validation and
-    test data, which a run would otherwise read only after the training.
-    """
-    data, sizes = recipe.data, [stage.training.batch_size for stage in recipe.stages] or [1]
-    for split in (data.train, data.validation, data.test):
-        if not isinstance(split, Split) or not len(split):
-            continue
-        count, size = len(split), sizes[-1]
-        batches_of_rows = [
-            torch.arange(min(size, _READ, count)),
-            torch.arange(max((count - 1) // size * size, count - _READ), count),
-        ]
-        if split is data.train:
-            is_shuffled = split.lengths is None and split.sampler is None and min(count, max(sizes)) > 1
-            batches_of_rows = [torch.tensor([0, count - 1])] if is_shuffled else []
+    """Yield the errors of reading a few samples of each split together, as a run would."""
+    for split, rows in _rows_read_together(recipe):
         try:
-            for rows in batches_of_rows:
-                read = batches(split, len(rows), order=rows)
-                ReadBatches(read, LabelCheck.of_data(data, split)).take(1)
+            ReadBatches(batches(split, len(rows), order=rows), LabelCheck.of_data(recipe.data, split)).take(1)
         except DataError as error:
             yield str(error)
+
+
+def _rows_read_together(recipe: Recipe) -> Iterator[tuple[Split, Tensor]]:
+    """Yield splits, each with some rows that a run reads in one batch.
+
+    These are the first and the last training sample, and some samples in the first and in the last batch of the
+    validation and test data, which a run would otherwise read only after the training.
+    """
+    data, sizes = recipe.data, [stage.training.batch_size for stage in recipe.stages] or [1]
+    train = data.train
+    if isinstance(train, Split) and train.lengths is train.sampler is None and min(len(train), max(sizes)) > 1:
+        yield train, torch.tensor([0, len(train) - 1])  # in a random order, any two may be in one batch
+    for split in (data.validation, data.test):
+        if isinstance(split, Split) and len(split):
+            count, size = len(split), sizes[-1]
+            yield split, torch.arange(min(size, _READ, count))
+            yield split, torch.arange(max((count - 1) // size * size, count - _READ), count)
 
 
 def _baseline_problems(checks: Sequence[_StageCheck]) -> Iterator[str]:
