@@ -198,7 +198,7 @@ def _rows_read_together(recipe: Recipe) -> Iterator[tuple[Split, Tensor]]:
     """
     data, sizes = recipe.data, [stage.training.batch_size for stage in recipe.stages] or [1]
     train = data.train
-    if isinstance(train, Split) and train.lengths is train.sampler is None and min(len(train), max(sizes)) > 1:
+    if isinstance(train, Split) and min(len(train), max(sizes)) > 1 and train.lengths is None and train.sampler is None:
         yield train, torch.tensor([0, len(train) - 1])  # in a random order, any two may be in one batch
     for split in (data.validation, data.test):
         if isinstance(split, Split) and len(split):
