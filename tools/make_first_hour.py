@@ -127,11 +127,11 @@ def aligned(expected: str, actual: str) -> str | None:
     for index, segment in enumerate(segments):
         # the first segment is where the output begins, the others anywhere after what was matched
         starts = range(len(lines) - len(segment) + 1) if index else range(1)
-        found = next((at for at in starts if _all_near(segment, lines[at : at + len(segment)])), None)
-        if found is None:
+        first = next((row for row in starts if _all_near(segment, lines[row : row + len(segment)])), None)
+        if first is None:
             return None
-        kept += [*lines[found : found + len(segment)], ANY]
-        lines = lines[found + len(segment) :]
+        kept += [*lines[first : first + len(segment)], ANY]
+        lines = lines[first + len(segment) :]
     if segments:  # the last one is at the end
         lines = lines[len(lines) - len(last) :]
     return "".join(f"{line}\n" for line in [*kept, *lines]) if _all_near(last, lines) else None

@@ -142,18 +142,18 @@ def recorded_recipe(
     assert isinstance(root, click.Group)
     run_command = root.commands["run"]
     assert isinstance(run_command, RecipeCommand)
-    given, unknown = [text.partition("=")[0] for text in options], None
+    names, unknown = [text.partition("=")[0] for text in options], None
     try:
         started = run_command.make_context(str(ctx.command_path), [*arguments, *options])
     except click.NoSuchOption as error:
         unknown = error.option_name
-        if unknown not in given:
+        if unknown not in names:
             raise RunFolderError(
                 f"the run in {run} was started with {unknown}, but {arguments[0]} has no such option now"
             ) from error
     flags = [flag for param in run_command.recipe_params for flag in (*param.opts, *param.secondary_opts)]
     # An option of `kdkit run`, such as another seed, would not be one of this command.
-    unknown = unknown or next((name for name in given if name.startswith("--") and name not in flags), None)
+    unknown = unknown or next((name for name in names if name.startswith("--") and name not in flags), None)
     if unknown is not None:
         own = [flag for param in ctx.command.params for flag in param.opts]
         raise click.NoSuchOption(unknown, possibilities=get_close_matches(unknown, [*flags, *own]), ctx=ctx)

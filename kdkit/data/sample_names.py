@@ -15,6 +15,6 @@ def name_digests(split: Split | LoaderSplit) -> Tensor:
     # User-defined data may raise anything. When a run saves names for its report, it warns.
     with suppress(Exception):
         names = [] if isinstance(split, LoaderSplit) else [*map(str, split.report_names(torch.arange(len(split))))]
-    digests = (hashlib.sha256(name.encode(errors="surrogateescape")).digest() for name in names)
+    digests = (hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest() for name in names)
     numbers = [int.from_bytes(digest[:8], "little", signed=True) for digest in digests]
     return torch.tensor(numbers, dtype=torch.int64)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kdkit.data.batch import collate, items_of, nested_tensors, rebuild
-from kdkit.errors import DataError
+from kdkit.errors import DataError, first_line
 
 MISSING_LABEL = -1  # the label of every sample in data without labels
 _NO_LABEL = "give samples without a label the label -1, and pass ignore_index=-1"
@@ -159,7 +159,7 @@ def collate_samples(samples: list[Any]) -> Any:
     """Collate samples into a batch.
 
     Raises DataError for lists of numbers, which would become many tensors, for samples of which only some have labels,
-    and for mappings with different keys.
+    or have numbers instead of tensors, and for mappings with different keys.
     """
     require_tensors(samples[0])
     _require_same_form(samples)
@@ -167,9 +167,14 @@ def collate_samples(samples: list[Any]) -> Any:
     try:
         return collate(samples)
     except (TypeError, RuntimeError) as error:
-        if "NoneType" not in str(error):
-            raise
-        raise DataError(f"samples of a batch have None instead of a tensor; {INSTEAD_OF_NONE}") from error
+        if "NoneType" in str(error):
+            raise DataError(f"samples of a batch have None instead of a tensor; {INSTEAD_OF_NONE}") from error
+        if "expected Tensor as element" in str(error):
+            raise DataError(
+                "some samples of a batch have a tensor, and others a number, such as a label; return numbers for all, "
+                f"int(label), or tensors, torch.tensor(label) ({first_line(error)})"
+            ) from error
+        raise
 
 
 def _require_same_form(samples: Sequence[Any]) -> None:

@@ -91,7 +91,7 @@ class PositionDecisions(SampleOutputs):
         """Return the decisions, the labels, and the reduced outputs. Raises KdkitError if shapes do not match."""
         # Maxima, because a test of every logit takes much more time and memory. They are NaN if a logit is NaN, and
         # infinite if a logit is, or if all of them are masked.
-        finite = outputs.amax(1).isfinite().flatten(1).all(1)
+        finite = outputs.amax(1).isfinite().reshape(len(outputs), -1).all(1)
         outputs, labels = self._of_shared_classes(outputs, labels)
         # On a CPU, max takes half of the time of argmax.
         decisions = outputs >= 0 if self.task == "multilabel" else outputs.max(1).indices.to(self.dtype)

@@ -63,7 +63,7 @@ class Predictor:
     ) -> Predictions:
         """Run `net` (or `module`, such as its EMA) in eval mode over `split` and return its predictions.
 
-        Buffers of floats that change, such as the ranges of observers, are restored.
+        Buffers that change, such as the ranges of observers, are restored, except matrices of integers.
 
         workers: processes that fetch batches; 0 fetches them in this process, None chooses a number.
         between_batches: called before each batch; it may raise an exception.
@@ -79,7 +79,7 @@ class Predictor:
         reducing = [metric for metric in self.metrics if isinstance(metric, NetworkReducing)]
         kept = PositionDecisions(net, self.data, self.metrics) if has_positions else SampleOutputs(net, self.data)
         modules = [network] if isinstance(network, nn.Module) else []
-        # Observers of quantization change their ranges in eval mode, too. Integers are quantized weights.
+        # Observers of quantization change their ranges in eval mode, too. Matrices of integers are quantized weights.
         with eval_mode(network), preserve_buffers(modules, integers=False):
             loaded = self.device_data.load(
                 batches(split, batch_size, order=rows_of_rank, pin=self.device_data.pins),

@@ -298,9 +298,12 @@ def finite_outputs(predictions: Predictions) -> NDArray[Any]:
 
 
 def row_blocks(shape: tuple[int, ...], numbers: int) -> Iterator[slice]:
-    """Yield slices of the rows of an array with this shape, (rows, ...), with up to so many numbers each."""
+    """Yield slices of the rows of an array with this shape, (rows, ...), with up to so many numbers each.
+
+    An array without rows has one slice too.
+    """
     size = max(1, numbers // max(1, math.prod(shape[1:])))
-    for first in range(0, shape[0], size):
+    for first in range(0, max(1, shape[0]), size):
         yield slice(first, first + size)
 
 

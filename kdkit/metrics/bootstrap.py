@@ -66,7 +66,7 @@ class BootstrapInterval:
         has_value = np.array([name in result.by_class for name in test.classes], dtype=bool)
         names = [name for name in test.classes if name in result.by_class]
         units = "samples" if test.groups is None else "groups (patients)"
-        if count_units(test) == 1:  # each resample is the split itself
+        if count_units(test) < 2:  # each resample is the split itself
             nan = (float("nan"), float("nan"))
             note = "; ".join(filter(None, [result.note, f"no intervals: they need two {units} or more"]))
             return replace(result, interval=nan, intervals_by_class=dict.fromkeys(names, nan), note=note)

@@ -123,7 +123,7 @@ class Brier(_ProbabilityMetric):
         if is_unknown is not None:
             by_class = ratio(np.where(is_unknown, 0.0, squares).T @ counts, (~is_unknown).astype(np.float64).T @ counts)
             return Resampled(mean_over_classes(by_class), by_class)
-        by_class = squares.T @ counts / counts.sum(0, dtype=np.float64)  # (classes, resamples)
+        by_class = ratio(squares.T @ counts, counts.sum(0, dtype=np.float64))  # (classes, resamples)
         return Resampled(by_class.sum(0) if test.labels.ndim == 1 else by_class.mean(0), by_class)
 
 

@@ -15,6 +15,7 @@ from kdkit.metrics.base import (
     Floats,
     Predictions,
     mean_over_classes,
+    one_hot,
     ratio,
     reduced_positions,
     require_class_outputs,
@@ -30,6 +31,7 @@ from kdkit.utils.validation import validate_choice, validate_count
 Average = Literal["macro", "micro"]
 
 _ONE_CLASS = "{} takes one class per sample or position; use CrossEntropy or F1 for several labels"
+_FEW_CLASSES = 64  # up to so many, a product of matrices is faster than counting by class
 _BLOCK = 2**22  # the number of counts of positions in memory at a time: 32 MB of float64
 
 
@@ -204,16 +206,19 @@ def confusion_counts(
             # Counts of positions may exceed 2**24, above which float32 is not exact.
             totals += in_block.transpose(0, 2, 1) @ counts[rows].astype(np.float64)
         return totals[0], totals[1], totals[2]
-    truth = true_classes(test)
-    if test.labels.ndim == 1:
+    truth, count = true_classes(test), len(test.classes)
+    if test.labels.ndim == 1 and count > _FEW_CLASSES:
         labels, classes = test.labels.astype(np.int64), test.outputs.argmax(1)
-        is_right, count = labels == classes, len(test.classes)
+        is_right = labels == classes
         hits = _counted_classes(labels[is_right], counts[is_right], count)
         return hits, _counted_classes(classes, counts, count), _counted_classes(labels, counts, count)
-    predicted = test.outputs >= thresholds_array(thresholds, test)
-    is_unknown = unknown_labels(test)
-    if is_unknown is not None:  # neither a true nor a false positive
-        predicted = predicted & ~is_unknown
+    if test.labels.ndim == 1:
+        predicted = one_hot(test.outputs.argmax(1), count)
+    else:
+        predicted = test.outputs >= thresholds_array(thresholds, test)
+        is_unknown = unknown_labels(test)
+        if is_unknown is not None:  # neither a true nor a false positive
+            predicted = predicted & ~is_unknown
     return _counted(truth & predicted, counts), _counted(predicted, counts), _counted(truth, counts)
 
 

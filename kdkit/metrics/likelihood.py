@@ -94,7 +94,7 @@ def label_losses(predictions: Predictions) -> tuple[Floats, Floats]:
     outputs, truth = finite_outputs(predictions), true_classes(predictions)
     if predictions.labels.ndim == 1:
         logs = [log_softmax(outputs[rows])[truth[rows]] for rows in row_blocks(outputs.shape, _BLOCK)]
-        losses = -np.concatenate(logs)[:, None] if logs else np.empty((0, 1))
+        losses = -np.concatenate(logs)[:, None]
         return losses, np.ones_like(losses)
     is_unknown = unknown_labels(predictions)
     is_known = np.ones(truth.shape) if is_unknown is None else (~is_unknown).astype(np.float64)
@@ -118,8 +118,6 @@ def hardest_samples(predictions: Predictions, count: int) -> NDArray[np.int64]:
         blocks = (labels[rows].astype(np.float64) for rows in row_blocks(labels.shape, _BLOCK))
         if not all(((block == 0) | (block == 1) | np.isnan(block)).all() for block in blocks):
             return none
-    if not len(outputs):
-        return none
     parts = (label_losses(predictions.rows(rows)) for rows in row_blocks(outputs.shape, _BLOCK))
     means = np.concatenate([losses.sum(1) / np.maximum(is_known.sum(1), 1) for losses, is_known in parts])
     return np.argsort(-means, kind="stable")[:count]

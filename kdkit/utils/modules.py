@@ -8,7 +8,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from kdkit.utils.devices import copy_to_cpu
@@ -68,15 +70,16 @@ def forward_hook(modules: Iterable[nn.Module], hook: Callable[[nn.Module, Any, A
 def preserve_buffers(modules: Iterable[nn.Module], *, integers: bool = True) -> Iterator[None]:
     """Restore every buffer at the end, whether it was changed in place or replaced.
 
-    integers: whether buffers of integers are restored too. Those of a quantized network may take most of the memory.
+    integers: whether buffers of integers are restored too if they have several dimensions. Those may be the weights of
+    a quantized network, and take most of the memory.
     """
     # `_buffers` rather than `named_buffers`, which skips buffers that are None and may be assigned in the context.
     saved = [
-        (submodule, name, buffer, None if buffer is None else buffer.clone())
+        (submodule, name, buffer, None if buffer is None or is_read_only(buffer) else buffer.clone())
         for module in modules
         for submodule in module.modules()
         for name, buffer in submodule._buffers.items()
-        if integers or buffer is None or buffer.is_floating_point() or buffer.is_complex()
+        if integers or buffer is None or buffer.ndim < 2 or buffer.is_floating_point() or buffer.is_complex()
     ]
     try:
         yield
@@ -88,6 +91,14 @@ def preserve_buffers(modules: Iterable[nn.Module], *, integers: bool = True) -> 
                     if buffer.shape != values.shape:  # such as the ranges of channels that a first forward pass sizes
                         buffer.resize_(values.shape)
                     buffer.copy_(values)
+
+
+def is_read_only(tensor: Tensor) -> bool:
+    """Return whether torch refuses to change a tensor in place: one that is expanded, or is of inference mode."""
+    if is_lazy(tensor) or tensor.layout != torch.strided:
+        return False
+    is_expanded = any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
+    return is_expanded or tensor.is_inference()
 
 
 def drop_compiled_code(modules: Iterable[object]) -> None:
@@ -256,12 +267,12 @@ def load_state_dict(module: nn.Module, state: Mapping[str, Tensor]) -> None:
         module.load_state_dict(state)
     except RuntimeError as error:  # its first line does not name the keys
         raise ValueError(" ".join(str(error).split())) from error
-    recompute_pruned_weights(module)
+    recompute_weights(module)
 
 
-def recompute_pruned_weights(module: nn.Module) -> None:
-    """Multiply pruned weights by their masks, as each forward pass does, after other weights or masks were loaded."""
+def recompute_weights(module: nn.Module) -> None:
+    """Compute the weights that each forward pass computes first: pruned ones, and those of the old `weight_norm`."""
     for part in module.modules():
         for hook in part._forward_pre_hooks.values():
-            if isinstance(hook, BasePruningMethod):
+            if isinstance(hook, BasePruningMethod | WeightNorm):
                 hook(part, ())

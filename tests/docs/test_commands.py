@@ -186,8 +186,8 @@ def test_programs_of_console_blocks_exist():
             ):
                 if module.partition(".")[0] in sys.stdlib_module_names and importlib.util.find_spec(module):
                     continue
-                place = ROOT / (f"{module.replace('.', '/')}.py" if module else file)
-                assert place.is_file() or (place.with_suffix("") / "__main__.py").is_file(), (page.name, module or file)
+                path = ROOT / (f"{module.replace('.', '/')}.py" if module else file)
+                assert path.is_file() or (path.with_suffix("") / "__main__.py").is_file(), (page.name, module or file)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,9 @@
-"""Compare a loss with a reference in double precision: its value, and its gradient at the student."""
+"""Compare a loss with a reference in double precision: its value, and its gradient at the student.
+
+The functions at the end are parts of references, written with loops.
+"""
+
+import math
 
 import torch
 
@@ -20,3 +25,14 @@ def _with_gradient(loss, student, target, kwargs):
     value = loss(student, target, **kwargs)
     (gradient,) = torch.autograd.grad(value, student)
     return value.detach(), gradient
+
+
+def softmax(row):
+    """Return the probabilities of a list of logits."""
+    exponentials = [math.exp(number) for number in row]
+    return [number / sum(exponentials) for number in exponentials]
+
+
+def kl(p, q):
+    """Return the divergence of two lists of probabilities, KL(p || q)."""
+    return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))

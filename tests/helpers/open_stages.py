@@ -1,8 +1,5 @@
 """Open stages for tests, as a run does before its first step, and compute their terms."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 
 from kdkit import Batch, BuildContext, Stage, Tap, Training, check
@@ -15,15 +12,11 @@ CONTEXT = BuildContext(classes=("a", "b", "c"), task="multiclass", samples=8, id
 TRAINING = Training(epochs=1)
 
 
-@contextmanager
-def opened(stage: Stage, data_or_context: Data | BuildContext, batch: Batch) -> Iterator[OpenStage]:
-    """Open a stage, build its losses in a dry run on `batch`, and yield it. Fails if the dry run finds a problem."""
-    with open_and_build(stage, data_or_context, batch) as open_stage:
-        yield open_stage
-
-
 def open_and_build(stage: Stage, data_or_context: Data | BuildContext, batch: Batch) -> OpenStage:
-    """Open a stage as `opened` does, and return it; the caller closes it."""
+    """Open a stage, and build its losses in a dry run on `batch`. Fails if the dry run finds a problem.
+
+    The caller closes it, such as by `with`.
+    """
     is_context = isinstance(data_or_context, BuildContext)
     context = data_or_context if is_context else build_context(data_or_context)
     open_stage = OpenStage(stage, context, batch.labels.device)
@@ -40,7 +33,7 @@ def batch_of(*ids, inputs=None):
 
 def open_objectives(objectives, batch=None, context=CONTEXT):
     """Open a stage of tiny nets with these objectives."""
-    return opened(Stage(objectives, TRAINING), context, batch or batch_of())
+    return open_and_build(Stage(objectives, TRAINING), context, batch or batch_of())
 
 
 def term_values(open_stage, batch):

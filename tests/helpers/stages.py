@@ -13,6 +13,7 @@ from torch.utils.data import TensorDataset
 from kdkit import Net, Optimizer, Parallel, Recipe, Result, Stage, TorchData, Training, Truth
 from kdkit.engine.storage.stage_folder import StageFolder
 from kdkit.losses import SoftTargets
+from tests.helpers.tiny import same
 
 
 class Small(nn.Module):
@@ -73,11 +74,6 @@ def three(schedule: Any = Parallel, **changes: Any) -> Recipe:
 def copied(module: nn.Module) -> dict[str, Tensor]:
     # state_dict returns the tensors themselves, which training changes in place.
     return {key: value.clone() for key, value in module.state_dict().items()}
-
-
-def same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
-    """Return whether two state dicts hold the same bits."""
-    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
 def assert_same_results(first: Result, second: Result) -> None:

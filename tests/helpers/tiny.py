@@ -46,6 +46,11 @@ def tiny_net(name, *, outputs=CLASSES, hidden=5, seed=0, **options):
     return Net(name, Mlp(outputs, hidden), **options)
 
 
+def teacher_and_student():
+    """Return a trained teacher and an untrained student."""
+    return tiny_net("teacher", trained=True), tiny_net("student", seed=1)
+
+
 def one_stage(net, objective, data=None, **training):
     """Return a recipe that trains one net on one objective."""
     training = {"epochs": 1, "batch_size": 4, **training}
@@ -59,10 +64,12 @@ def plain_goal():
 def state_of(module):
     """Return all of a module that a test may expect to stay unchanged."""
     return {
-        "tensors": {key: value.clone() for key, value in module.state_dict(keep_vars=False).items()},
+        "tensors": {key: value.clone() for key, value in module.state_dict().items()},
         "modes": [submodule.training for submodule in module.modules()],
         "hooks": hooks_of(module),
-        "grads": [parameter.grad for parameter in module.parameters()],
+        "gradients": {
+            name: parameter.grad.clone() for name, parameter in module.named_parameters() if parameter.grad is not None
+        },
     }
 
 
@@ -74,9 +81,12 @@ def hooks_of(module):
 def same_state(before, after):
     # Bit for bit: a check or a tap that changes a value by rounding has changed it.
     return (
-        before["tensors"].keys() == after["tensors"].keys()
-        and all(torch.equal(before["tensors"][key], after["tensors"][key]) for key in before["tensors"])
+        all(same(before[kind], after[kind]) for kind in ("tensors", "gradients"))
         and before["modes"] == after["modes"]
         and before["hooks"] == after["hooks"]
-        and before["grads"] == after["grads"]
     )
+
+
+def same(first, second):
+    """Return whether two dicts of tensors hold the same bits."""
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)

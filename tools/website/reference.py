@@ -78,8 +78,8 @@ def _page(name: str, module: ModuleType, places: dict[str, str]) -> str:
     for public in api.public_names(module):
         value = getattr(module, public)
         if inspect.ismodule(value):
-            place = f"See [`{value.__name__}`]({value.__name__}.md).\n"
-            parts.append(f"## {public} {{ #{name}.{public} }}\n\n{place}")
+            link = f"See [`{value.__name__}`]({value.__name__}.md).\n"
+            parts.append(f"## {public} {{ #{name}.{public} }}\n\n{link}")
         else:
             parts.append(f"## {public} {{ #{name}.{public} }}\n\n{_entry(public, value, places)}")
             members = api.members_of(value) if inspect.isclass(value) else {}

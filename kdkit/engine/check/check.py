@@ -182,23 +182,29 @@ def _check_stage(
 
 
 def _problems_of_samples(recipe: Recipe) -> Iterator[str]:
-    """Yield the errors of reading a few samples in the first and in the last batch of the validation and test data.
-
-    Otherwise a run would read the test data only after the training.
-    """
-    data = recipe.data
-    size = recipe.stages[-1].training.batch_size if recipe.stages else 1
-    for split in (data.validation, data.test):
-        if not isinstance(split, Split) or not len(split):
-            continue
-        count = len(split)
-        first, last = (0, min(size, _READ, count)), (max((count - 1) // size * size, count - _READ), count)
+    """Yield the errors of reading a few samples of each split together, as a run would."""
+    for split, rows in _rows_read_together(recipe):
         try:
-            for start, end in (first, last):
-                rows = batches(split, end - start, order=torch.arange(start, end))
-                ReadBatches(rows, LabelCheck.of_data(data, split)).take(1)
+            ReadBatches(batches(split, len(rows), order=rows), LabelCheck.of_data(recipe.data, split)).take(1)
         except DataError as error:
             yield str(error)
+
+
+def _rows_read_together(recipe: Recipe) -> Iterator[tuple[Split, Tensor]]:
+    """Yield splits, each with some rows that a run reads in one batch.
+
+    These are the first and the last training sample, and some samples in the first and in the last batch of the
+    validation and test data, which a run would otherwise read only after the training.
+    """
+    data, sizes = recipe.data, [stage.training.batch_size for stage in recipe.stages] or [1]
+    train = data.train
+    if isinstance(train, Split) and min(len(train), max(sizes)) > 1 and train.lengths is None and train.sampler is None:
+        yield train, torch.tensor([0, len(train) - 1])  # in a random order, any two may be in one batch
+    for split in (data.validation, data.test):
+        if isinstance(split, Split) and len(split):
+            count, size = len(split), sizes[-1]
+            yield split, torch.arange(min(size, _READ, count))
+            yield split, torch.arange(max((count - 1) // size * size, count - _READ), count)
 
 
 def _baseline_problems(checks: Sequence[_StageCheck]) -> Iterator[str]:

@@ -97,8 +97,8 @@ def _class_orders(facts: Facts) -> Iterator[str]:
     for net in nets_of([facts.stage]) if facts.context.task != "regression" else ():
         labels = getattr(getattr(net.module, "config", None), "id2label", None)
         names = [str(labels[index]) for index in sorted(labels)] if isinstance(labels, dict) else []
-        found = [name.casefold() for name in names]
-        if net.classes is None and found != expected and sorted(found) == sorted(expected):
+        classes = [name.casefold() for name in names]
+        if net.classes is None and classes != expected and sorted(classes) == sorted(expected):
             yield (
                 f"the config of net {net.name!r} has the classes {describe_names(names)}, but the data has another "
                 f"order, {describe_names(facts.context.classes)}; if its outputs have the order of the config, pass "

@@ -27,6 +27,8 @@ from kdkit.recipe.recipe import nets_of, weighted_terms
 FEATURE_LOSSES = tuple(loss for loss in ON_FEATURES if isinstance(loss, type) and loss is not CRD)
 _OF_DECODER = "decoder_input_ids"
 _READ_BY_DECODERS = {_OF_DECODER, "decoder_inputs_embeds", "labels"}  # in models of transformers
+# Some models have the method, others, such as Whisper, the function.
+_SHIFT = "prepare_decoder_input_ids_from_labels or shift_tokens_right of transformers"
 _LABELS = ("labels", "label", "targets", "target")  # inputs of models that compute a loss themselves
 
 
@@ -203,8 +205,7 @@ def _inputs_of_decoders(facts: Facts) -> Iterator[str]:
         if are_shifted and (tokens[:, 0] != start).all():
             yield (
                 f"decoder_input_ids begin with the token {int(tokens[0, 0])}, but net {net.name!r} begins texts with "
-                f"{start}, the decoder_start_token_id of its config; shift the labels to the right with its "
-                "prepare_decoder_input_ids_from_labels(labels)"
+                f"{start}, the decoder_start_token_id of its config; shift the labels to the right with {_SHIFT}"
             )
 
 
@@ -220,8 +221,8 @@ def _labels_of_decoders(context: BuildContext, batch: Batch, whose: str) -> Iter
     if share < 0.5:  # NaN without two labels in a text; some models drop tokens of the decoder's inputs
         yield (
             f"{whose} decoder_input_ids are not the labels shifted to the right: only {share:.0%} of the labels are "
-            "the token that the decoder reads next; if it predicts the next token, pass "
-            "model.prepare_decoder_input_ids_from_labels(labels) of transformers, and do not shift the labels"
+            "the token that the decoder reads next; if it predicts the next token, pass those of "
+            f"{_SHIFT}, and do not shift the labels"
         )
 
 

@@ -26,6 +26,7 @@ from kdkit.teachers.ema import Ema
 from kdkit.teachers.ensemble import Teachers
 from kdkit.teachers.past import Past
 from kdkit.teachers.peer import Peer
+from kdkit.utils.modules import is_read_only
 
 _ONE_HOT = "; if each sample has one class, in a row of 0 and 1, pass TorchData(..., task='multiclass')"
 # The end of messages about losses and teachers that look up samples.
@@ -248,6 +249,12 @@ def storage_problems(stage: Stage) -> Iterator[str]:
                 yield (
                     f"net {net.name!r} has {key!r}, a {type(value).__name__}, in its state_dict(), but a run folder "
                     "stores tensors only; remove get_extra_state, or return a tensor from it"
+                )
+            elif is_read_only(value):
+                kind = "a tensor of inference mode" if value.is_inference() else "an expanded tensor"
+                yield (
+                    f"net {net.name!r} has {key!r}, {kind}, into which torch cannot load the weights of a run; "
+                    "register a copy of it, tensor.clone()"
                 )
         wrappers = [key for key, value in state.items() if is_traceable_wrapper_subclass(value)]
         if wrappers:  # such as the weights of torchao

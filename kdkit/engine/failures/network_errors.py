@@ -105,7 +105,7 @@ def input_advice(net: Net[Any], inputs: Iterable[Tensor], keys: Sequence[str], e
     if has_decoder and "inputs_embeds" in str(error):
         return (
             "; its decoder needs decoder_input_ids among the inputs, the labels shifted to the right, which "
-            "DataCollatorForSeq2Seq(tokenizer, model=model) of transformers adds"
+            "DataCollatorForSeq2Seq(tokenizer, model=model) of transformers adds, or its shift_tokens_right makes"
         )
     tensors = list(inputs)
     advice = _dtype_advice(net, tensors, error) or _channels_advice(net, tensors, error)

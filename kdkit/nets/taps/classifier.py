@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from kdkit.errors import RecipeError
 from kdkit.nets.taps.base import Tap
-from kdkit.utils.modules import recompute_pruned_weights
+from kdkit.utils.modules import recompute_weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class ClassifierTap(Tap):
     def classify(self, features: Tensor) -> Tensor:
         """Return the outputs at every position: (batch, channels, *positions) -> (batch, classes, *positions)."""
         layer: Any = self.classifier
-        recompute_pruned_weights(layer)  # it runs later in this forward pass
+        recompute_weights(layer)  # it runs later in this forward pass
         weight = layer.weight.flatten(1)  # a convolution's weight is (classes, channels, 1, ...)
         if features.shape[1] != weight.shape[1]:
             raise RecipeError(

@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 from kdkit.errors import RecipeError, did_you_mean
 from kdkit.nets.weights.folders import find_weights, recorded_facts, recorded_training_names
 from kdkit.nets.weights.state_dicts import Entries, read_state_dicts, select_entries
-from kdkit.utils.modules import keys_by_tensor, plain_keys, pruning_masks, recompute_pruned_weights
+from kdkit.utils.modules import keys_by_tensor, plain_keys, pruning_masks, recompute_weights
 from kdkit.utils.reprs import first_three
 
 # Key segments that wrappers of torch add: DataParallel, torch.compile, FSDP, and activation checkpointing.
@@ -107,7 +107,7 @@ class _Target:
         values = {self.keys[key]: match.value(key) for key in self.tensors}
         state = {key: value for key, value in values.items() if value is not None}
         self.module.load_state_dict(state, strict=match.complete)
-        recompute_pruned_weights(self.module)
+        recompute_weights(self.module)
 
 
 @dataclass(frozen=True, slots=True)

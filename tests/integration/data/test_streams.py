@@ -238,13 +238,14 @@ def test_a_last_batch_of_one_sample_of_a_bare_stream_is_left_out():
 
     class Unsized(Stream):
         def __iter__(self):
-            return Odd.__iter__(self)
+            return iter(Odd())
 
     for stream in (Odd(), DataLoader(Odd(), batch_size=4, drop_last=True)):
         batches = batches_of(stream)
         assert [len(batch) for batch in batches.epoch(0)] == [4, 4]
         assert batches.per_epoch == 2
-    assert [len(batch) for batch in batches_of(Odd(), steps_per_epoch=5).epoch(0)] == [4] * 5
+    for stream in (Odd(), Unsized()):
+        assert [len(batch) for batch in batches_of(stream, steps_per_epoch=5).epoch(0)] == [4] * 5
     kdkit.run(recipe(Odd()))  # which has batch norm
 
 

@@ -372,7 +372,7 @@ def test_files_of_hospitals_are_examined_as_wfdb_records_are(tmp_path):
     assert (dicom.rate, dicom.samples, dicom.leads) == (500, 1000, LEADS)
     assert other.findings[0].detail == "it has 7 bytes; expected a header of at least 256"
     assert result.unread == (tmp_path / "f.scp",)
-    refused = [found.reason for found in find_records([tmp_path], None) if isinstance(found, Refusal)]
+    refused = [item.reason for item in find_records([tmp_path], None) if isinstance(item, Refusal)]
     assert sum("it is a file of SCP-ECG, which is not read" in reason for reason in refused) == 1
 
 

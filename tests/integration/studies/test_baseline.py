@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 from torch.utils.data import TensorDataset
 
 import kdkit
@@ -126,6 +127,15 @@ def test_a_baseline_is_balanced_at_the_layer_of_its_copy():
     recipe = recipe.with_stages([*recipe.stages[:-1], replace(recipe.stages[-1], training=options)])
     (alone,) = (stage := with_baselines(recipe).stages[-1]).objectives
     assert stage.training.balancing.layer is alone.module.head
+
+
+def test_the_baseline_of_a_pruned_student_has_its_masks():
+    recipe = distillation()
+    (student,) = recipe.stages[-1].objectives
+    prune.l1_unstructured(student.module.head, "weight", amount=6)
+    (alone,) = with_baselines(recipe).stages[-1].objectives
+    assert torch.equal(alone.module.head.weight_mask, student.module.head.weight_mask)
+    assert torch.equal(alone.module.head.weight, student.module.head.weight)
 
 
 def test_labels_of_a_baseline_weigh_at_least_1_together():

@@ -239,12 +239,13 @@ class FixedDataset(Dataset):
         return self.inputs[row], self.labels[row]
 
 
-def test_outputs_for_data_without_a_digest_are_cached_for_one_run(teacher_calls, tmp_path):
-    def data():
-        return TorchData(FixedDataset(ROWS), FixedDataset(12), FixedDataset(12), classes=("a", "b", "c"), draws=1)
+def data_without_digest():
+    return TorchData(FixedDataset(ROWS), FixedDataset(12), FixedDataset(12), classes=("a", "b", "c"), draws=1)
 
+
+def test_outputs_for_data_without_a_digest_are_cached_for_one_run(teacher_calls, tmp_path):
     for name in ("first", "second"):
-        _, _, notices = run(make_recipe(data=data()), out=tmp_path / name)
+        _, _, notices = run(make_recipe(data=data_without_digest()), out=tmp_path / name)
         assert teacher_calls.samples() == ROWS
         assert "teacher outputs are cached for this run only" in notices[0]
         assert not (tmp_path / name / "teacher_cache").exists()
@@ -472,13 +473,10 @@ def test_a_run_continues_if_its_cache_folder_is_deleted(teacher_calls, tmp_path)
 
 
 def test_a_run_with_data_without_a_digest_resumes_to_the_same_bits(tmp_path):
-    def data():
-        return TorchData(FixedDataset(ROWS), FixedDataset(12), FixedDataset(12), classes=("a", "b", "c"), draws=1)
-
-    kill_run(make_recipe(data=data()), tmp_path / "cut", KillAfterEpoch(1), **CPU)
+    kill_run(make_recipe(data=data_without_digest()), tmp_path / "cut", KillAfterEpoch(1), **CPU)
     assert (tmp_path / "cut" / "teacher_cache").exists()
-    cut = run(make_recipe(data=data()), out=tmp_path / "cut", resume=True)
-    assert same(cut[0], run(make_recipe(data=data()), out=tmp_path / "whole")[0])
+    cut = run(make_recipe(data=data_without_digest()), out=tmp_path / "cut", resume=True)
+    assert same(cut[0], run(make_recipe(data=data_without_digest()), out=tmp_path / "whole")[0])
     assert not (tmp_path / "cut" / "teacher_cache").exists()
 
 

@@ -87,9 +87,6 @@ def test_labels_by_class_become_floats(dtype, positions):
 
 
 def test_the_largest_label_of_any_split_sets_the_number_of_classes():
-    def labelled(*labels):
-        return TensorDataset(torch.zeros(len(labels), 2), torch.tensor(labels))
-
     assert len(TorchData(labelled(0, 1), labelled(0, 4), labelled(2)).classes) == 5
 
 
@@ -435,10 +432,11 @@ def test_samples_that_lack_an_input_are_refused_and_not_those_of_the_others_drop
         (torch.zeros(2), "have different forms, such as a tuple of 2 and a Tensor; return pairs .*: give samples"),
         ((torch.zeros(2),), "have different forms, such as a tuple of 2 and a tuple of 1; return pairs"),
         ((torch.zeros(2), None), "have None instead of a tensor; give samples without a label the label -1, and pass"),
+        ((torch.zeros(2), -1), r"a tensor, and others a number, .*; return numbers for all, int\(label\), or tensors"),
     ],
 )
 def test_a_mixture_of_samples_with_and_without_labels_is_refused_with_the_remedy(unlabelled, message):
-    data = TorchData([(torch.zeros(2), 0)] * 2 + [unlabelled] * 2, samples(), classes=3)
+    data = TorchData([(torch.zeros(2), torch.tensor(0))] * 2 + [unlabelled] * 2, samples(), classes=3)
     with pytest.raises(DataError, match=message):
         data.train.batch(torch.arange(4), 0)
 

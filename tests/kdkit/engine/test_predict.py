@@ -200,10 +200,18 @@ def test_pixels_are_refused_if_an_output_is_not_finite_and_is_no_mask(labels, ma
     assert np.isfinite(CrossEntropy().compute(predictions).value)
 
 
-def test_decisions_of_another_shape_than_the_labels_are_refused():
+@pytest.mark.parametrize(
+    ("network", "shape"),
+    [
+        (nn.Conv2d(3, 2, 2, stride=2), r"\(4, 4, 4\)"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), r"\(4,\)"),
+    ],
+    ids=["fewer pixels", "one for each image"],
+)
+def test_decisions_of_another_shape_than_the_labels_are_refused(network, shape):
     images = TensorDataset(torch.randn(4, 3, 8, 8), torch.zeros(4, 8, 8, dtype=torch.int64))
-    data, net = TorchData(images, images, classes=["a", "b"]), Net("net", nn.Conv2d(3, 2, 2, stride=2))
-    with pytest.raises(KdkitError, match=r"net 'net' has decisions of shape \(4, 4, 4\) for labels \(4, 8, 8\)"):
+    data, net = TorchData(images, images, classes=["a", "b"]), Net("net", network)
+    with pytest.raises(KdkitError, match=rf"net 'net' has decisions of shape {shape} for labels \(4, 8, 8\)"):
         predictor(data).predict(net, data.validation, batch_size=4)
 
 

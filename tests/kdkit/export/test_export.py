@@ -559,13 +559,6 @@ def test_metrics_that_are_worse_miss_their_gate(run_folder, tmp_path, shifted):
     assert any(line.startswith("macro_auroc is") and "expected at most 5" in line for line in lines)
 
 
-def test_a_metric_that_runs_the_net_is_left_out_of_the_gate_with_a_notice(run_folder, tmp_path, shifted):
-    several = replace(recipe(), metrics=(*recipe().metrics, SizeOfWeights()))
-    (result,) = export_net(several, run_folder, to="shifted", out=tmp_path, options=FAST)
-    assert [*result.card["metric_gate"]["scores"]] == [metric.name for metric in recipe().metrics]
-    assert any("the gate leaves out size, because" in notice for notice in result.card["notices"])
-
-
 def test_outputs_that_are_no_numbers_miss_both_gates(run_folder, tmp_path, shifted):
     shifted.setattr(Shifted, "shift", math.nan)
     (result,) = export_net(recipe(), run_folder, to="shifted", out=tmp_path, options=FAST)

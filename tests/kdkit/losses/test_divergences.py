@@ -19,6 +19,7 @@ from kdkit.losses import (
     SoftTargets,
     TotalVariation,
 )
+from tests.helpers.loss_reference import kl, softmax
 
 EXPONENTS = [(0.5, 0.5), (0.2, 0.7), (1.0, 1.0), (2.0, 0.3), (1.0, 0.0), (0.0, 1.0), (0.6, 0.0), (0.0, 0.6)]
 EXPONENTS += [(0.4, -0.4), (-0.4, 0.4), (0.0, 0.0), (1.5, -0.5), (-0.2, 0.7), (-0.3, -0.4)]
@@ -29,11 +30,6 @@ FINITE_FOR_MASKED_TEACHERS = [AlphaBetaDivergence(), SkewKL(), SkewReverseKL(), 
 def logits(classes=6, dtype=torch.float64):
     random = torch.Generator().manual_seed(7)
     return tuple((torch.randn(4, classes, generator=random, dtype=torch.float64) * 2).to(dtype) for _ in range(2))
-
-
-def softmax(row):
-    exponentials = [math.exp(number) for number in row]
-    return [number / sum(exponentials) for number in exponentials]
 
 
 def mean_over_rows(term_of_row, student, target, temperature=1.0):
@@ -59,10 +55,6 @@ def alpha_beta(p, q, alpha, beta):
             both = alpha + beta
             total -= (a**alpha * b**beta - alpha / both * a**both - beta / both * b**both) / (alpha * beta)
     return total
-
-
-def kl(p, q):
-    return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
 
 
 def mix(p, q, share):

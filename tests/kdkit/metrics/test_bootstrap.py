@@ -14,6 +14,7 @@ from kdkit.metrics import (
     BootstrapInterval,
     Brier,
     CalibrationError,
+    CrossEntropy,
     MacroAUPRC,
     MacroAUROC,
     MacroF1,
@@ -197,6 +198,14 @@ def test_groups_are_drawn_whole():
     for group in range(20):
         assert (counts[groups == group] == counts[groups == group][0]).all()
     assert (counts.sum(0) == 80).all()
+
+
+@pytest.mark.parametrize("metric", [Accuracy(), Brier(), CrossEntropy(), MacroAUROC(), MacroF1()])
+def test_a_split_without_samples_has_no_value_and_no_interval(metric):
+    none = Predictions(labels=np.zeros(0, int), outputs=np.zeros((0, 3)), classes=("a", "b", "c"))
+    result = BootstrapInterval(metric).compute(none)
+    assert np.isnan([result.value, *result.interval]).all()
+    assert "no intervals: they need two samples or more" in result.note
 
 
 def test_repeated_samples_do_not_narrow_the_interval_if_they_are_grouped():

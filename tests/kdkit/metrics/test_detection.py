@@ -14,16 +14,16 @@ def scenes(count: int = 40) -> Predictions:
     random = np.random.default_rng(0)
     labels, outputs = np.zeros((count, 5, 5), np.float32), np.zeros((count, 20, 6), np.float32)
     for objects, detections in zip(labels, outputs, strict=True):
-        found = []
+        boxes = []
         for row in objects[: random.integers(0, 6)]:
             corner = random.uniform(0, 60, 2)
             row[:] = [*corner, *(corner + random.uniform(8, 30, 2)), random.integers(1, 4)]
             for _ in range(random.integers(0, 4)):
                 number = row[4] if random.random() < 0.8 else random.integers(1, 4)
-                found.append([*(row[:4] + random.normal(0, 1.5, 4)), number, random.uniform(0.05, 1)])
+                boxes.append([*(row[:4] + random.normal(0, 1.5, 4)), number, random.uniform(0.05, 1)])
         for corner in random.uniform(0, 60, (random.integers(0, 4), 2)):
-            found.append([*corner, *(corner + 15), random.integers(1, 4), random.uniform(0.05, 1)])
-        detections[: len(found)] = np.array(found).reshape(-1, 6)
+            boxes.append([*corner, *(corner + 15), random.integers(1, 4), random.uniform(0.05, 1)])
+        detections[: len(boxes)] = np.array(boxes).reshape(-1, 6)
     return Predictions(labels=labels, outputs=outputs, classes=NAMES)
 
 

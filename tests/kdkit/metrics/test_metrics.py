@@ -45,10 +45,12 @@ def multilabel(seed=0, rows=60):
     return Predictions(labels=labels, outputs=outputs, classes=CLASSES)
 
 
-def multiclass(seed=0, rows=60):
-    random = np.random.default_rng(seed)
-    labels = random.integers(0, 3, rows)
-    return Predictions(labels=labels, outputs=np.eye(3)[labels] + random.normal(0, 0.8, (rows, 3)), classes=CLASSES)
+def multiclass(seed=0, rows=60, classes=CLASSES):
+    random, count = np.random.default_rng(seed), len(classes)
+    labels = random.permutation(np.arange(rows) % count)
+    return Predictions(
+        labels=labels, outputs=np.eye(count)[labels] + random.normal(0, 0.8, (rows, count)), classes=classes
+    )
 
 
 @pytest.mark.parametrize("average", ["macro", "micro"])
@@ -70,8 +72,9 @@ def test_the_memory_for_metrics_does_not_grow_with_the_square_of_the_classes():
 
 
 @pytest.mark.parametrize("average", ["macro", "micro"])
-def test_multiclass_f1_is_that_of_scikit_learn(average):
-    test = multiclass()
+@pytest.mark.parametrize("count", [3, 80])  # many classes are counted without a matrix
+def test_multiclass_f1_is_that_of_scikit_learn(average, count):
+    test = multiclass(rows=200, classes=tuple(map(str, range(count))))
     expected = f1_score(test.labels, test.outputs.argmax(1), average=average)
     assert F1(average).fit(test).compute(test).value == pytest.approx(expected)
 

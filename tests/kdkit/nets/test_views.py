@@ -117,8 +117,8 @@ def test_images_of_arrays_in_a_mapping_are_those_of_a_tensor():
 def test_the_frames_of_videos_are_normalised_and_resized_as_images(channels_last):
     videos = torch.randint(0, 256, (2, 3, 3, 8, 6), dtype=torch.uint8)  # (batch, channels, time, height, width)
     options = {"mean": (0.1, 0.2, 0.3), "std": (0.3, 0.2, 0.1), "size": (4, 5)}
-    given = videos.movedim(1, -1) if channels_last else videos
-    (prepared,), _ = Images(**options, channels_last=channels_last)(batch(given))
+    inputs = videos.movedim(1, -1) if channels_last else videos
+    (prepared,), _ = Images(**options, channels_last=channels_last)(batch(inputs))
     for time in range(3):
         (frame,), _ = Images(**options)(batch(videos[:, :, time]))
         torch.testing.assert_close(prepared[:, :, time], frame)

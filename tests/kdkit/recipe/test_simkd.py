@@ -13,6 +13,7 @@ from torch.utils.data import TensorDataset
 import kdkit
 from kdkit import Match, Net, Optimizer, Recipe, RecipeError, SimKD, Stage, Tap, TorchData, Training, Truth
 from kdkit_ecg import Leads, LRHNet, SEResNet, Synthetic
+from tests.helpers.stages import copied, same
 
 LAYERS = {1: (nn.Conv1d, nn.AdaptiveAvgPool1d), 2: (nn.Conv2d, nn.AdaptiveAvgPool2d)}
 
@@ -56,14 +57,6 @@ def stage_of(student, *terms):
     )
 
 
-def copy_state(module):
-    return {key: value.clone() for key, value in module.state_dict().items()}
-
-
-def equal_states(first, second):
-    return first.keys() == second.keys() and all(torch.equal(value, second[key]) for key, value in first.items())
-
-
 # Training
 
 
@@ -71,17 +64,17 @@ def equal_states(first, second):
 def test_body_and_projector_are_trained_and_the_head_stays_that_of_the_teacher(dimensions):
     teacher = Net("teacher", TeacherNet(dimensions), trained=True)
     student = Net("student", simkd_of(teacher.module, dimensions))
-    before, teacher_before = copy_state(student.module), copy_state(teacher.module)
+    before, teacher_before = copied(student.module), copied(teacher.module)
     term = student.module.match(teacher, Tap(teacher.module.body))
     result = kdkit.run(Recipe(data=image_data(dimensions), schedule=[stage_of(student, term)]), device="cpu")
-    after = copy_state(student.module)
+    after = copied(student.module)
     epochs = result.history["student"]
     assert epochs[1]["terms"]["teacher/simkd"] < epochs[0]["terms"]["teacher/simkd"]
-    assert equal_states(copy_state(student.module.head), copy_state(teacher.module.head))
+    assert same(copied(student.module.head), copied(teacher.module.head))
     # The student has no loss on labels: the gradient comes from the features only.
     for key in ("body.0.weight", "projector.first.weight", "projector.last.weight"):
         assert not torch.equal(before[key], after[key])
-    assert equal_states(teacher_before, copy_state(teacher.module))
+    assert same(teacher_before, copied(teacher.module))
 
 
 def test_the_loss_is_the_mean_squared_error():
@@ -100,12 +93,12 @@ def test_the_loss_is_the_mean_squared_error():
 def test_the_head_of_a_teacher_of_an_earlier_stage_is_copied_after_that_stage():
     teacher = Net("teacher", TeacherNet())
     student = Net("student", simkd_of(teacher.module))
-    untrained = copy_state(student.module.head)  # SimKD copies the head when it is created, before any training
+    untrained = copied(student.module.head)  # SimKD copies the head when it is created, before any training
     term = student.module.match(teacher, Tap(teacher.module.body))
     stages = [stage_of(teacher, Truth(nn.CrossEntropyLoss())), stage_of(student, term)]
     kdkit.run(Recipe(data=image_data(), schedule=stages), device="cpu")
-    assert equal_states(copy_state(student.module.head), copy_state(teacher.module.head))
-    assert not equal_states(copy_state(student.module.head), untrained)
+    assert same(copied(student.module.head), copied(teacher.module.head))
+    assert not same(copied(student.module.head), untrained)
 
 
 def test_the_head_is_in_eval_mode_and_gets_no_gradient_while_the_body_is_trained():
@@ -120,7 +113,7 @@ def test_the_head_is_in_eval_mode_and_gets_no_gradient_while_the_body_is_trained
     assert head_modes
     assert not any(head_modes)
     assert not any(parameter.requires_grad or parameter.grad is not None for parameter in simkd.head.parameters())
-    assert equal_states(copy_state(simkd.head), copy_state(teacher_module.head))
+    assert same(copied(simkd.head), copied(teacher_module.head))
 
 
 # The network

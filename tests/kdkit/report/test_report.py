@@ -645,6 +645,8 @@ def test_a_thousand_classes_make_a_small_page(tmp_path):
     page = report_page(folder, out=tmp_path / "report.html")
     assert len(page.html) < 5_000_000
     assert "600 rare classes are not shown" in page.text
+    shown = {attributes.get("data-sort") for attributes in page.panel("classes").all("th")}
+    assert {classes[label] for label in data.test.dataset.tensors[1].tolist()} <= shown
 
 
 def test_losses_whose_repr_has_an_address_are_one_recipe(tmp_path):

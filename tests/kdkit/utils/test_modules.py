@@ -28,13 +28,17 @@ def test_every_submodule_is_in_eval_mode_and_gets_its_mode_back_after_an_error()
 
 
 @pytest.mark.parametrize("integers", [True, False])
-def test_buffers_are_restored_but_integers_only_if_they_are_asked_for(integers):
+def test_buffers_are_restored_but_matrices_of_integers_only_if_they_are_asked_for(integers):
     module = nn.BatchNorm1d(2)
+    for name, shape in (("zero_point", (3,)), ("weight_int8", (3, 2))):
+        module.register_buffer(name, torch.zeros(shape, dtype=torch.int8))
     before = {name: value.clone() for name, value in module.named_buffers()}
     with preserve_buffers([module], integers=integers):
         module(torch.randn(8, 2))
+        module.zero_point += 1
+        module.weight_int8 += 1
     changed = {name for name, value in module.named_buffers() if not value.equal(before[name])}
-    assert changed == (set() if integers else {"num_batches_tracked"})
+    assert changed == (set() if integers else {"weight_int8"})
 
 
 def test_an_object_without_a_mode_is_left_unchanged():
@@ -65,6 +69,12 @@ def test_state_has_the_keys_of_the_plain_module_and_loads_back(wrap):
     target = wrap(Mlp())
     load_state(target, state)
     assert all(torch.equal(value, plain[key]) for key, value in copy_state(target).items())
+
+
+def test_a_pruned_weight_is_that_of_the_state_that_was_loaded():
+    module, other = (prune.l1_unstructured(nn.Linear(4, 3), "weight", amount=6) for _ in range(2))
+    load_state(module, copy_state(other))
+    assert torch.equal(module.weight, other.weight)
 
 
 def test_a_submodule_named_like_a_wrapper_keeps_its_name():

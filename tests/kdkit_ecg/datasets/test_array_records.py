@@ -560,14 +560,14 @@ def test_an_archive_may_have_other_files_and_is_refused_if_an_array_is_damaged(t
     save_archive(path, first=in_mv(0), second=in_mv(1).T)
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("readme.txt", "no array")
-        place = archive.infolist()[1].header_offset + 200
+        offset = archive.infolist()[1].header_offset + 200
     sources = open_file(path, EIGHT_LEADS)
     assert [source.name for source in sources] == ["first", "second"]
     for number, source in enumerate(sources):
         signal = select_leads(source.read().signal, LEADS, EIGHT)
         assert np.allclose(signal, in_mv(number), atol=1e-6)
     damaged = bytearray(path.read_bytes())
-    damaged[place] ^= 1
+    damaged[offset] ^= 1
     path.write_bytes(damaged)
     sources[0].read()
     with pytest.raises(DataError, match=r"the signal of .*r\.npz cannot be read"):

@@ -52,15 +52,6 @@ def tree(tmp_path_factory):
     return folder
 
 
-def by_id(data):
-    """Return the window and the labels of each record of all splits, by id."""
-    result = {}
-    for split in (data.train, data.validation, data.test):
-        batch = split.batch(range(len(split)), 0)
-        result |= dict(zip(batch.ids.tolist(), zip(batch.inputs.signal, batch.labels, strict=True), strict=True))
-    return result
-
-
 def test_leads_classes_and_the_network_follow_from_the_records(tree):
     data = Records(tree, **RAW)
     assert (data.leads, data.classes, data.task) == (EIGHT, ("AF", "normal", "other"), "multilabel")

@@ -39,14 +39,20 @@ from kdkit.metrics import R2, Accuracy, Brier, CrossEntropy, MacroF1, MeanAverag
 from kdkit.metrics.base import WithoutThresholds
 from tests.helpers.callbacks import Recorder
 from tests.helpers.open_stages import hidden_taps, only_problem
-from tests.helpers.tiny import Mlp, hooks_of, one_stage, plain_goal, same_state, samples, state_of, tiny_data, tiny_net
+from tests.helpers.tiny import (
+    Mlp,
+    hooks_of,
+    one_stage,
+    plain_goal,
+    same_state,
+    samples,
+    state_of,
+    teacher_and_student,
+    tiny_data,
+    tiny_net,
+)
 
 TRAINING = Training(epochs=1, batch_size=4)
-
-
-def teacher_and_student():
-    """Return a trained teacher and an untrained student."""
-    return tiny_net("teacher", trained=True), tiny_net("student", seed=1)
 
 
 def test_the_plan_of_a_valid_recipe_has_a_summary_of_each_term():
@@ -1063,11 +1069,13 @@ def test_a_student_with_its_adapter_switched_off_is_a_teacher():
 
 
 @pytest.mark.parametrize("draws", [None, 1])
-def test_test_samples_that_cannot_be_stacked_are_found_before_the_run(draws):
-    test = [(torch.randn(4 + (row == 0)), row % 3) for row in range(8)]
-    data = TorchData(samples(), samples(seed=1), test, classes=3, draws=draws)
+@pytest.mark.parametrize(("split", "row"), [("train", 7), ("validation", 7), ("test", 0), ("test", 7)])
+def test_samples_that_cannot_be_stacked_are_found_before_the_run(split, row, draws):
+    unequal = [(torch.randn(4 + (index == row)), index % 3) for index in range(8)]
+    splits = {"train": samples(), "validation": samples(seed=1), "test": samples(seed=2), split: unequal}
+    data = TorchData(**splits, classes=3, draws=draws)
     problem = only_problem(one_stage(tiny_net("student"), plain_goal(), data))
-    assert "samples of the test data have different shapes, such as (5) and (4)" in problem
+    assert f"samples of the {split} data have different shapes, such as " in problem
 
 
 def test_samples_of_each_batch_may_have_their_own_size():
@@ -1090,6 +1098,32 @@ def test_a_state_dict_with_more_than_tensors_is_a_problem():
 
     problem = only_problem(one_stage(Net("student", Versioned(4, 3)), plain_goal()))
     assert "net 'student' has '_extra_state', a dict, in its state_dict()" in problem
+
+
+def inference_mode_ones():
+    with torch.inference_mode():
+        return torch.ones(4)
+
+
+@pytest.mark.parametrize(
+    ("scale", "kind"),
+    [(torch.ones(1).expand(4), "an expanded tensor"), (inference_mode_ones(), "a tensor of inference mode")],
+    ids=["expanded", "inference mode"],
+)
+def test_a_student_with_a_buffer_that_cannot_be_changed_is_a_problem_but_a_teacher_is_evaluated(scale, kind):
+    class Scaled(nn.Linear):
+        def __init__(self):
+            super().__init__(4, 3)
+            self.register_buffer("scale", scale)
+
+        def forward(self, inputs):
+            return super().forward(inputs * self.scale)
+
+    problem = only_problem(one_stage(Net("student", Scaled()), plain_goal()))
+    assert f"net 'student' has 'scale', {kind}, into which torch cannot load the weights of a run" in problem
+    teacher = Net("teacher", Scaled(), trained=True)
+    result = run(one_stage(tiny_net("student"), plain_goal() + Match(teacher, SoftTargets())), measure=False)
+    assert "teacher" in result.metrics
 
 
 # The check as a whole

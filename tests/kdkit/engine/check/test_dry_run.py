@@ -11,7 +11,7 @@ from kdkit import Batch, BuildContext, Match, Stage, Tap, Training
 from kdkit.engine.check.dry_run import dry_run
 from kdkit.engine.stage.open_stage import OpenStage
 from kdkit.losses import Hint
-from tests.helpers.open_stages import hidden_taps, opened
+from tests.helpers.open_stages import hidden_taps, open_and_build
 from tests.helpers.tiny import hooks_of, plain_goal, state_of, tiny_net
 
 CONTEXT = BuildContext(classes=("a", "b", "c"), task="multiclass", samples=8, ids=True)
@@ -63,7 +63,7 @@ class MemoryLoss(nn.Module):
 
 def test_the_memory_of_a_loss_is_empty_after_a_dry_run():
     teacher, student, loss = tiny_net("teacher", trained=True), tiny_net("student"), MemoryLoss()
-    with opened(stage_of(Match(teacher, loss), student), CONTEXT, BATCH):
+    with open_and_build(stage_of(Match(teacher, loss), student), CONTEXT, BATCH):
         pass
     # The dry run called the loss, and restored its buffers.
     assert loss.calls.item() == 0
@@ -130,7 +130,7 @@ def test_taps_on_tensors_that_are_modified_in_place_capture_copies():
     teacher, student = tiny_net("teacher", trained=True), tiny_net("student", seed=1)
     # The in-place ReLU overwrites both tensors after they are captured: its input is the output of the batch norm.
     sides = {"student": Tap(student.module.act, "input"), "target": Tap(teacher.module.norm)}
-    with opened(stage_of(Match(teacher, nn.MSELoss(), **sides), student), CONTEXT, BATCH) as open_stage:
+    with open_and_build(stage_of(Match(teacher, nn.MSELoss(), **sides), student), CONTEXT, BATCH) as open_stage:
         teacher_outputs = {"teacher": open_stage.sessions["teacher"](BATCH)}
         open_stage.module.eval()
         value = open_stage.module(BATCH, teacher_outputs)["teacher/mse_loss"]
@@ -146,7 +146,7 @@ def test_a_dry_run_uses_training_mode_and_restores_mode_and_statistics():
     modes = []
     student.module.norm.register_forward_pre_hook(lambda module, _args: modes.append(module.training))
     before = state_of(student.module)
-    with opened(stage_of(plain_goal(), student), CONTEXT, BATCH):
+    with open_and_build(stage_of(plain_goal(), student), CONTEXT, BATCH):
         pass
     assert True in modes
     assert torch.equal(student.module.norm.running_mean, before["tensors"]["norm.running_mean"])

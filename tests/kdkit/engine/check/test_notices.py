@@ -661,6 +661,7 @@ def test_a_teacher_that_was_trained_on_test_samples_of_another_fold_is_noticed(t
     [
         (lambda rows: rows.tolist(), True),
         (lambda rows: [Path("a\udcff") / str(row) for row in rows.tolist()], True),
+        (lambda rows: [f"\ud83d {row}" for row in rows.tolist()], True),  # half of an emoji, as in JSON
         (lambda rows: 1 / 0, False),
         (lambda rows: (), False),
     ],

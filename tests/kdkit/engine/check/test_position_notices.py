@@ -224,16 +224,17 @@ def bart():
     return BartForConditionalGeneration(config)
 
 
-def notices_of_decoders(start, term=None, length=6):
+def notices_of_decoders(start, term=None, length=6, shift=1):
     """Return the notices about a model with a decoder, for source texts of 4 of 6 tokens and labels of 3 of `length`.
 
-    start: the first token that the decoder reads, before the labels; None for no inputs of the decoder.
+    start: the first token that the decoder reads, before the labels; None for no inputs of the decoder. shift: by how
+    much its inputs are the labels shifted to the right.
     """
     tokens, labels = torch.randint(3, 12, (8, 6)), torch.randint(3, 12, (8, length))
     tokens[:, 4:], labels[:, 3:] = 0, -100
     inputs = {"input_ids": tokens, "attention_mask": (tokens > 0).long()}
     if start is not None:
-        inputs["decoder_input_ids"] = nn.functional.pad(labels[:, :-1], (1, 0), value=start).clamp(min=0)
+        inputs["decoder_input_ids"] = nn.functional.pad(labels, (shift, -shift), value=start).clamp(min=0)
         inputs["decoder_attention_mask"] = (labels >= 0).long()
     rows = [({name: tensor[row] for name, tensor in inputs.items()}, labels[row]) for row in range(8)]
     teacher, student = Net("teacher", bart(), trained=True), Net("student", bart())
@@ -276,6 +277,12 @@ def test_decoder_inputs_that_do_not_begin_with_the_start_token_are_noticed():
     assert notice.startswith(
         "decoder_input_ids begin with the token 4, but net 'student' begins texts with 3, the deco"
     )
+
+
+def test_decoder_inputs_that_are_shifted_too_far_have_one_notice():
+    (notice,) = notices_of_decoders(4, shift=2)
+    assert notice.startswith("the decoder_input_ids are not the labels shifted to the right")
+    assert "prepare_decoder_input_ids_from_labels or shift_tokens_right of transformers" in notice
 
 
 def test_a_tagger_whose_decoder_reads_the_source_text_is_not_noticed():

@@ -11,12 +11,7 @@ from torch.nn import functional as F
 from kdkit import Match, Net, Tap, Teachers, TorchData, Truth, check
 from kdkit.losses import Masked, PerTeacher, ReverseKL, SoftTargets
 from tests.helpers.open_stages import only_problem
-from tests.helpers.tiny import Mlp, one_stage, plain_goal, samples, tiny_net
-
-
-def teacher_and_student():
-    """Return a trained teacher and an untrained student."""
-    return tiny_net("teacher", trained=True), tiny_net("student", seed=1)
+from tests.helpers.tiny import Mlp, one_stage, plain_goal, samples, teacher_and_student, tiny_net
 
 
 @pytest.mark.parametrize(

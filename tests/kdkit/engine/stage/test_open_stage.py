@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader
 from kdkit import Batch, BuildContext, Match, Net, Peer, RecipeError, Stage, TorchData, Training
 from kdkit.engine.stage.open_stage import OpenStage, build_context, tiny_batch
 from kdkit.losses import Hint, SoftTargets
-from tests.helpers.open_stages import hidden_taps, opened
+from tests.helpers.open_stages import hidden_taps, open_and_build
 from tests.helpers.tiny import hooks_of, plain_goal, samples, tiny_data, tiny_net
 
 CONTEXT = BuildContext(classes=("a", "b", "c"), task="multiclass", samples=8, ids=True)
@@ -22,7 +22,7 @@ def stage_of(objective, student):
 def test_a_teacher_is_in_eval_mode_while_the_stage_is_open():
     teacher, student = tiny_net("teacher", trained=True), tiny_net("student")
     teacher.module.train()
-    with opened(stage_of(Match(teacher, SoftTargets()), student), CONTEXT, BATCH):
+    with open_and_build(stage_of(Match(teacher, SoftTargets()), student), CONTEXT, BATCH):
         assert not any(module.training for module in teacher.module.modules())
     assert all(module.training for module in teacher.module.modules())
 
@@ -32,7 +32,7 @@ def test_teachers_of_one_module_restore_its_mode():
     second = Net("second", first.module, trained=True)
     first.module.train()
     objective = Match(first, SoftTargets()) + Match(second, SoftTargets())
-    with opened(stage_of(objective, student), CONTEXT, BATCH):
+    with open_and_build(stage_of(objective, student), CONTEXT, BATCH):
         assert not first.module.training
     assert first.module.training
 

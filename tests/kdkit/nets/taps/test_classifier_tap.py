@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import prune
+from torch.nn.utils import prune, weight_norm
 from torch.utils.data import TensorDataset
 
 import kdkit
@@ -71,9 +71,11 @@ def test_the_classifier_and_the_layers_before_it_get_a_gradient():
     assert all(parameter.grad.any() for parameter in net.parameters())
 
 
-def test_a_pruned_classifier_is_that_of_the_current_weights_in_each_step():
+@pytest.mark.filterwarnings("ignore:.torch.nn.utils.weight_norm. is deprecated")
+@pytest.mark.parametrize("compute", [lambda layer: prune.l1_unstructured(layer, "weight", amount=6), weight_norm])
+def test_a_classifier_whose_weight_is_computed_is_that_of_the_current_weights_in_each_step(compute):
     net = Pooled()
-    prune.l1_unstructured(net.fc, "weight", amount=6)
+    compute(net.fc)
     tap, optimizer = ClassifierTap(net.features, classifier=net.fc), torch.optim.SGD(net.parameters(), lr=0.1)
     with OpenTaps([tap]) as open_taps:
         for _ in range(2):
