@@ -10,7 +10,7 @@ from torch import nn
 
 from kdkit.errors import RecipeError, first_line
 from kdkit.nets.net import Net
-from kdkit.recipe.objective import Match, Objective, Truth, Weighted, describe_factor
+from kdkit.recipe.objective import Match, Objective, Truth, WeightedTerm, describe_factor
 from kdkit.recipe.optim import Named, Optimizer
 from kdkit.recipe.recipe import Recipe, Stage, weighted_terms
 from kdkit.utils.modules import copy_with_module
@@ -153,7 +153,7 @@ def _alone(labels: Objective, distilled: Objective) -> Objective:
     shares = [_Share(labels, index) for index in range(len(labels.terms))]
     return Objective(
         tuple(
-            Weighted(weighted.term, (share(0.0) if constants else share,))
+            WeightedTerm(weighted.term, (share(0.0) if constants else share,))
             for weighted, share in zip(labels, shares, strict=True)
         )
     )
@@ -178,6 +178,6 @@ class _Share:
         return weights[self.index] / min(1.0, total)
 
 
-def _label_terms(objective: Objective) -> tuple[Weighted, ...]:
+def _label_terms(objective: Objective) -> tuple[WeightedTerm, ...]:
     """Return the terms on labels with a weight above 0."""
     return tuple(weighted for weighted in objective if isinstance(weighted.term, Truth) and weighted.has_weight)
