@@ -62,6 +62,7 @@ class StageTrainer:
         try:
             with located(self._describe_location, self.ctx.options.out):
                 self._train()
+                self._warn_about_history()
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt | Terminated):
                 self._load_best()  # a caller that catches the interrupt gets the best weights, not those of this epoch
@@ -117,20 +118,6 @@ class StageTrainer:
                         break
                     epochs.train(epoch)
                 checkpoints.finish()
-        if math.isnan(self.progress.best.value) and self.training.keep == "best":
-            warnings.warn(
-                f"stage {self.stage.name!r}: {self.monitor.metric.name!r} was undefined on the validation split "
-                "in every epoch, so it could not choose the best epoch, and the last one is kept",
-                stacklevel=2,
-            )
-        # In a first epoch, a teacher such as Past has no output, and the average of the student may be the student.
-        for label in self.history[0]["terms"] if len(self.history) > 1 else ():
-            if all(entry["terms"][label] == 0 for entry in self.history):
-                warnings.warn(
-                    f"stage {self.stage.name!r}: term {label!r} was 0 in every batch, so it had no effect; its loss "
-                    "may have left out all samples, as a mask or a threshold can",
-                    stacklevel=2,
-                )
 
     @contextmanager
     def _opened(self, batch: Batch) -> Iterator[OpenStage]:
@@ -179,6 +166,23 @@ class StageTrainer:
         values = (entry[self.monitor.metric.name] for entry in self.history)
         improved = next((epoch for epoch, value in enumerate(values) if value == best.value), best.epoch)
         return "patience" if patience is not None and epochs - improved > patience else None
+
+    def _warn_about_history(self) -> None:
+        """Warn if the monitored metric could not choose an epoch, and about terms without effect."""
+        if math.isnan(self.progress.best.value) and self.training.keep == "best":
+            warnings.warn(
+                f"stage {self.stage.name!r}: {self.monitor.metric.name!r} was undefined on the validation split "
+                "in every epoch, so it could not choose the best epoch, and the last one is kept",
+                stacklevel=2,
+            )
+        # In a first epoch, a teacher such as Past has no output, and the average of the student may be the student.
+        for label in self.history[0]["terms"] if len(self.history) > 1 else ():
+            if all(entry["terms"][label] == 0 for entry in self.history):
+                warnings.warn(
+                    f"stage {self.stage.name!r}: term {label!r} was 0 in every batch, so it had no effect; its loss "
+                    "may have left out all samples, as a mask or a threshold can",
+                    stacklevel=2,
+                )
 
     def _load_best(self) -> None:
         """Load the best weights into the networks. They keep their current weights if no epoch is finished."""
