@@ -100,12 +100,12 @@ class CustomTeacher:
         return self.sessions[-1]
 
 
-def test_a_user_defined_teacher_is_called_and_notified():
+def test_a_user_defined_teacher_is_called_and_notified_in_the_documented_order():
     teacher, student = CustomTeacher(), tiny_net("student")
     result = run(one_stage(student, plain_goal() + Match(teacher, SoftTargets())), device="cpu")
     assert result.history["student"][0]["terms"]["custom/soft_targets"] > 0
     # Eight samples are two batches of four; the names of the students are passed to `observe`.
-    step = ["on_step", ["student"]]
+    step = [["student"], "on_step"]
     assert teacher.sessions[-1].calls == [*step, *step, "on_epoch_end"]
 
 
