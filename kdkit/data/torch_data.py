@@ -178,15 +178,18 @@ class TorchData(Data):
     @property
     def summary(self) -> str:
         """A text about how much of the validation and test streams is read."""
-        return "\n".join(
-            f"the {name} data, a stream without a length, is read to its end; if it has no end, pass the number of "
-            "samples to read: TorchData(..., evaluation_samples=N)"
-            if split.samples is None
-            else f"{split.samples:,} samples of the {name} data are read"
-            for name, split in self._splits.items()
-            if name != "train" and isinstance(split, CheckedLoaderSplit)
-            if split.samples is not None or length_of(split) is None
-        )
+        lines = []
+        for name, split in self._splits.items():
+            if name == "train" or not isinstance(split, CheckedLoaderSplit):
+                continue
+            if split.samples is not None:
+                lines.append(f"{split.samples:,} samples of the {name} data are read")
+            elif length_of(split) is None:
+                lines.append(
+                    f"the {name} data, a stream without a length, is read to its end; if it has no end, pass the "
+                    "number of samples to read: TorchData(..., evaluation_samples=N)"
+                )
+        return "\n".join(lines)
 
     @property
     def fingerprint(self) -> str:

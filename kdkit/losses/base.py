@@ -98,8 +98,8 @@ class BuildableLoss(Protocol):
     ) -> None:
         """Create the weights for these shapes, one shape per tap. Raises RecipeError if the shapes do not fit.
 
-        teacher: the module that computes the target, if there is one. A loss may be built more than once, so `build`
-        replaces the weights instead of adding to them.
+        teacher: the module that computes the target, if there is one; a tuple of modules for `Teachers`. A loss may be
+        built more than once, so `build` replaces the weights instead of adding to them.
         """
         ...
 
