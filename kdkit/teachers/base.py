@@ -56,7 +56,7 @@ class TeacherSession:
     """
 
     def __call__(self, batch: Batch) -> TeacherOutput:
-        """Return the output for this batch."""
+        """Return the output for this batch. Called without gradients."""
         raise NotImplementedError
 
     def dry_run(self, batch: Batch) -> Sequence[TapLike]:

@@ -73,7 +73,7 @@ def _run_teachers(facts: Facts) -> Iterator[str]:
             if unfired:
                 continue
             counts = [*map(modifications, nested_tensors(batch.inputs))]
-            output = session(batch)
+            output = facts.open_stage.teacher_outputs(batch, {teacher.name: session})[teacher.name]
             if counts != [*map(modifications, nested_tensors(batch.inputs))]:
                 yield (
                     f"{teacher.name!r} changes its inputs in place, but other networks get the same inputs; compute on "

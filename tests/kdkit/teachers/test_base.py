@@ -119,6 +119,19 @@ class FunctionSession(TeacherSession):
         return self.function(batch)
 
 
+def test_a_student_is_not_trained_through_the_outputs_of_a_user_defined_teacher():
+    student, teacher, targets = tiny_net("student"), CustomTeacher(), []
+    teacher.open = lambda taps, context: FunctionSession(lambda batch: TeacherOutput(student(batch)))
+
+    def loss(outputs, target):
+        targets.append(target)
+        return F.mse_loss(outputs, target + 1)
+
+    run(one_stage(student, plain_goal() + Match(teacher, loss)), device="cpu")
+    assert targets
+    assert not any(target.requires_grad for target in targets)
+
+
 def problems_with_outputs(function, tap=None):
     """Return the problems of a stage with a user-defined teacher whose outputs are a function of the batch."""
     student, teacher = tiny_net("student"), CustomTeacher()
