@@ -158,8 +158,7 @@ def prepared(
             # The networks are created in recipe(), so their initial weights depend on this seed.
             seed_everything(options.seed)
             if not isinstance(recipe, Recipe):
-                if origin is None and source_file(recipe) is None and (code := code_of(recipe)) is not None:
-                    origin = Origin(options=arguments_of(recipe), source=code)  # of a notebook
+                origin = origin or _origin_in_notebook(recipe)
                 status.show("preparing the data and the networks")
                 before = working_directory()
                 recipe = as_recipe(recipe, "run")
@@ -386,6 +385,14 @@ class PreparedRun:
             folder=self.ctx.options.out,
             differences=self.evaluation.differences,
         )
+
+
+def _origin_in_notebook(recipe: Callable[[], Recipe]) -> Origin | None:
+    """Return the code and the arguments of a recipe function that is not in a file; None for one in a file."""
+    if source_file(recipe) is not None:
+        return None
+    code = code_of(recipe)
+    return None if code is None else Origin(options=arguments_of(recipe), source=code)
 
 
 def _require_no_arguments(recipe: object, fields: Mapping[str, object]) -> None:
