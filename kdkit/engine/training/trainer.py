@@ -54,10 +54,7 @@ class StageTrainer:
     def train(self) -> None:
         """Train all epochs, and load the best weights into the networks. A finished stage is loaded from its folder."""
         if self.folder.finished:
-            _, self.progress.history = self.folder.load_finished()
-            self.progress.best.weights = {net.name: self.folder.load_weights(net.name) for net in self.stage.objectives}
-            with self.folder.reading(self.folder.path):  # a run may be forced to resume with other networks
-                self._load_best()
+            self._load_finished()
             return
         try:
             with located(self._describe_location, self.ctx.options.out):
@@ -69,23 +66,14 @@ class StageTrainer:
             if not self.ctx.interrupts.at_once:
                 self.folder.wait_or_warn()
             raise
-        try:
+        self._finish()
+
+    def _load_finished(self) -> None:
+        """Load the history and the best weights of a finished stage from its folder."""
+        _, self.progress.history = self.folder.load_finished()
+        self.progress.best.weights = {net.name: self.folder.load_weights(net.name) for net in self.stage.objectives}
+        with self.folder.reading(self.folder.path):  # a run may be forced to resume with other networks
             self._load_best()
-        except ValueError as error:
-            raise KdkitError(
-                f"stage {self.stage.name!r}: the weights of its best epoch no longer fit, because the tensors of a "
-                f"network have changed since then: {error}; if a callback prunes weights, add masks in the recipe, "
-                "with torch.nn.utils.prune.identity(layer, 'weight')"
-            ) from error
-        summary = {
-            "best_epoch": self.progress.best.epoch,
-            "value": self.progress.best.value,
-            "epochs": len(self.history),
-            "stopped_by": self._stopped_by(),
-            "peak_memory_bytes": self.progress.peak_memory,
-            "teacher_cache": self.progress.cache_entries or None,
-        }
-        self.folder.finish({name: value for name, value in summary.items() if value is not None})
 
     def _train(self) -> None:
         """Open the stage, resume it from its last checkpoint, and train the remaining epochs."""
@@ -183,6 +171,26 @@ class StageTrainer:
                     "may have left out all samples, as a mask or a threshold can",
                     stacklevel=2,
                 )
+
+    def _finish(self) -> None:
+        """Load the best weights into the networks, and write the summary that marks the stage as finished."""
+        try:
+            self._load_best()
+        except ValueError as error:
+            raise KdkitError(
+                f"stage {self.stage.name!r}: the weights of its best epoch no longer fit, because the tensors of a "
+                f"network have changed since then: {error}; if a callback prunes weights, add masks in the recipe, "
+                "with torch.nn.utils.prune.identity(layer, 'weight')"
+            ) from error
+        summary = {
+            "best_epoch": self.progress.best.epoch,
+            "value": self.progress.best.value,
+            "epochs": len(self.history),
+            "stopped_by": self._stopped_by(),
+            "peak_memory_bytes": self.progress.peak_memory,
+            "teacher_cache": self.progress.cache_entries or None,
+        }
+        self.folder.finish({name: value for name, value in summary.items() if value is not None})
 
     def _load_best(self) -> None:
         """Load the best weights into the networks. They keep their current weights if no epoch is finished."""
