@@ -60,7 +60,9 @@ def baseline_notices(stages: Sequence[Stage]) -> Iterator[str]:
     by_name = {stage.name: stage for stage in stages}
     names = baselines_of(stages)
     for stage in stages:
-        for alone, objective in stage.objectives.items() if stage.baseline_of in by_name else ():
+        if stage.baseline_of not in by_name:
+            continue
+        for alone, objective in stage.objectives.items():
             for student, distilled in by_name[stage.baseline_of].objectives.items():
                 weights = [_label_weights(terms) for terms in (objective, distilled)]
                 if names.get(student.name) == alone.name and weights[0] != weights[1]:

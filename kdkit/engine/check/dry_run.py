@@ -159,8 +159,10 @@ def _build_losses(facts: Facts) -> Iterator[str]:
     module.losses.to(facts.batch.labels.device)  # their new parameters are on the CPU
     for teacher in facts.stage.teachers:
         yield from _shared_tensors(facts, teacher, before)
+    if facts.stage.training.ema is None:
+        return
     # A forward pass may have stored tensors in a network, which then cannot be copied for an average.
-    for net in module.students if facts.stage.training.ema is not None else ():
+    for net in module.students:
         try:
             net.copy_network()
         except KdkitError as error:

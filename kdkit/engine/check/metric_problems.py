@@ -91,7 +91,9 @@ def undefined_monitors(recipe: Recipe, context: BuildContext) -> Iterator[str]:
 
 def metrics_of_unknown_labels(recipe: Recipe, context: BuildContext) -> Iterator[str]:
     """Yield the problems of metrics that do not leave out unknown labels, if the data may have them."""
-    for metric in recipe.metrics if context.has_unknown else ():
+    if not context.has_unknown:
+        return
+    for metric in recipe.metrics:
         if not getattr(without_interval(metric), "accepts_unknown", False):
             yield (
                 f"metric {metric.name!r} does not leave out unknown labels, which this data may have; if it does, "
@@ -106,7 +108,9 @@ def number_metric_problems(
 
     outputs: of networks, by their names, in eval mode. labels: of the same samples.
     """
-    for name, output in outputs.items() if context.task == "regression" else ():
+    if context.task != "regression":
+        return
+    for name, output in outputs.items():
         arrays: list[NDArray[Any]] = [labels.cpu().numpy(), output.detach().float().cpu().numpy()]
         random = np.random.default_rng(0)
         noise = [random.standard_normal((_ROWS, *array.shape[1:])) for array in arrays]

@@ -164,7 +164,9 @@ class StageTrainer:
                 stacklevel=2,
             )
         # In a first epoch, a teacher such as Past has no output, and the average of the student may be the student.
-        for label in self.history[0]["terms"] if len(self.history) > 1 else ():
+        if len(self.history) < 2:
+            return
+        for label in self.history[0]["terms"]:
             if all(entry["terms"][label] == 0 for entry in self.history):
                 warnings.warn(
                     f"stage {self.stage.name!r}: term {label!r} was 0 in every batch, so it had no effect; its loss "
