@@ -95,7 +95,9 @@ def distill(
     counted, failure = _count_classes(student_net, train, labels, collate_fn) if classes is None else (classes, None)
     try:
         data = TorchData(
-            *(train, validation, test),
+            train,
+            validation,
+            test,
             classes=counted,
             task=task,
             draws=draws,
