@@ -110,10 +110,10 @@ class Frozen(TeacherSession):
         output, features = self._open_taps.run(self.net, batch)
         if self.net.device is not None:
             features = tuple(feature.to(batch.labels.device) for feature in features)
-        return TeacherOutput(_for_autograd(output), tuple(map(_for_autograd, features)))
+        return TeacherOutput(_normal(output), tuple(map(_normal, features)))
 
 
-def _for_autograd(tensor: Tensor) -> Tensor:
+def _normal(tensor: Tensor) -> Tensor:
     """Return a tensor that autograd may save: a copy, if a teacher computed it in torch.inference_mode."""
     # The compiler cannot trace `is_inference`, and computes no tensors of inference mode.
     return tensor if torch.compiler.is_compiling() or not tensor.is_inference() else tensor.clone()

@@ -108,9 +108,7 @@ def number_metric_problems(
 
     outputs: of networks, by their names, in eval mode. labels: of the same samples.
     """
-    if context.task != "regression":
-        return
-    for name, output in outputs.items():
+    for name, output in outputs.items() if context.task == "regression" else ():
         arrays: list[NDArray[Any]] = [labels.cpu().numpy(), output.detach().float().cpu().numpy()]
         random = np.random.default_rng(0)
         noise = [random.standard_normal((_ROWS, *array.shape[1:])) for array in arrays]
