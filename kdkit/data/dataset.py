@@ -23,7 +23,8 @@ Task = Literal["multiclass", "multilabel", "regression"]
 
 # The members of Split and Data are `cached_property`s, so that a subclass may define a member in any form: as a
 # property, a class attribute, a dataclass field, or by assignment in __init__, which a plain property would not allow.
-# mypy allows this too. Pyright only does without a declared type, so it sees assignments, which mypy skips.
+# mypy allows this too. pyright allows it for members without a declared type only, so they are defined in a private
+# base class, and assigned in the public one under `if not MYPY`, which pyright reads and mypy skips.
 MYPY = False  # mypy regards a constant of this name as True
 
 

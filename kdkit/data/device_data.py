@@ -56,7 +56,8 @@ class DeviceData:
     ) -> Iterator[Batch]:
         """Yield batches on the device, read by `ReadBatches`.
 
-        keep_draws: the number of draws whose samples may be kept on the device; 0 if more rows are read later.
+        keep_draws: the number of draws whose samples may be kept on the device. 0 keeps none, such as for one of
+        several ranks, which reads other rows in each pass.
         """
         kept = None
         if isinstance(batches, RowBatches):

@@ -222,7 +222,9 @@ def require_tensors(sample: Any) -> None:
 
 def require_stacked(batch: Any) -> None:
     """Raise DataError if torch's default collate made a mapping from samples with lists of numbers."""
-    for value in batch.values() if isinstance(batch, Mapping) else ():
+    if not isinstance(batch, Mapping):
+        return
+    for value in batch.values():
         if isinstance(value, list) and value and all(isinstance(item, Tensor) and item.ndim == 1 for item in value):
             raise _list_error(len(value))
 

@@ -68,8 +68,8 @@ class TorchData(Data):
     per position, and also 255 if there are fewer classes.
     draws: the number of versions of a training sample. 1 means that samples never change. A larger number is for random
     augmentations, which are then seeded by the row and the number of the version; epochs use the versions in turn, and
-    teacher outputs are cached. None, the default except for a TensorDataset or a StackDataset of tensors, means that a
-    sample may change each time it is read.
+    teacher outputs are cached. None, the default unless all splits are a TensorDataset or a StackDataset of tensors,
+    means that a sample may change each time it is read.
     collate_fn: a function that makes a batch of a list of samples, such as one that pads them, as for a DataLoader. It
     must return a label for each sample, and keep their order. None stacks samples. A DataLoader has its own.
     lengths: the length of each training sample, such as its number of tokens. Training batches then have samples of
@@ -178,15 +178,18 @@ class TorchData(Data):
     @property
     def summary(self) -> str:
         """A text about how much of the validation and test streams is read."""
-        return "\n".join(
-            f"the {name} data, a stream without a length, is read to its end; if it has no end, pass the number of "
-            "samples to read: TorchData(..., evaluation_samples=N)"
-            if split.samples is None
-            else f"{split.samples:,} samples of the {name} data are read"
-            for name, split in self._splits.items()
-            if name != "train" and isinstance(split, CheckedLoaderSplit)
-            if split.samples is not None or length_of(split) is None
-        )
+        lines = []
+        for name, split in self._splits.items():
+            if name == "train" or not isinstance(split, CheckedLoaderSplit):
+                continue
+            if split.samples is not None:
+                lines.append(f"{split.samples:,} samples of the {name} data are read")
+            elif length_of(split) is None:
+                lines.append(
+                    f"the {name} data, a stream without a length, is read to its end; if it has no end, pass the "
+                    "number of samples to read: TorchData(..., evaluation_samples=N)"
+                )
+        return "\n".join(lines)
 
     @property
     def fingerprint(self) -> str:

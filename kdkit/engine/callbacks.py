@@ -17,9 +17,10 @@ _MAY_STOP = ("step_ended", "epoch_ended")  # hooks that are called during the tr
 class Callbacks:
     """The callback hooks of a run's plugins, in pluggy's order: the plugin that was registered last is called first.
 
-    The random state of torch and the working directory are restored after each call. The first error of each hook of a
-    callback becomes a warning; later ones are counted, and a warning at the end of the run gives the count.
-    StopTraining ends the stage, and a KdkitError ends the run, see `raise_error`.
+    The random state of torch on the CPU and the working directory are restored after each call; those of Python, numpy
+    and GPUs are not, because copying them in each step takes far longer. The first error of each hook of a callback
+    becomes a warning; later ones are counted, and a warning at the end of the run gives the count. StopTraining ends
+    the stage, and a KdkitError ends the run, see `raise_error`.
     hook: the hooks of a plugin manager. enabled: False to call no callbacks; with several ranks, only the first one
     calls them.
     """

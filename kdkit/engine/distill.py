@@ -92,10 +92,12 @@ def distill(
     student_net = student if isinstance(student, Net) else Net("student", student)
     teachers = _teacher_nets(teacher)
     # Without classes, the outputs are counted. If that fails, the data may still have them.
-    counted, failure = _classes(student_net, train, labels, collate_fn) if classes is None else (classes, None)
+    counted, failure = _count_classes(student_net, train, labels, collate_fn) if classes is None else (classes, None)
     try:
         data = TorchData(
-            *(train, validation, test),
+            train,
+            validation,
+            test,
             classes=counted,
             task=task,
             draws=draws,
@@ -113,7 +115,7 @@ def distill(
             raise
         raise DataError(f"{error}; counting the outputs instead failed: {failure}") from error
     if classes is None:
-        data.notices = (*data.notices, *_empty_classes(student_net, data))
+        data.notices = (*data.notices, *_notices_of_empty_classes(student_net, data))
     schedule = Parallel(
         *teachers,
         student_net,
@@ -154,7 +156,7 @@ def _default_loss(task: Task, temperature: float | None) -> Loss:
     return loss() if temperature is None else loss(temperature=temperature)
 
 
-def _classes(
+def _count_classes(
     net: Net[Any], train: DatasetOrLoader, labels: str | None, collate_fn: Collate | None
 ) -> tuple[Sequence[str] | None, str | None]:
     """Return a class name per output of a network, and None; or None and the reason if it fails for a batch.
@@ -178,7 +180,7 @@ def _classes(
     return names if names is not None and count > 1 else [str(index) for index in range(count)], None
 
 
-def _empty_classes(net: Net[Any], data: TorchData) -> Iterator[str]:
+def _notices_of_empty_classes(net: Net[Any], data: TorchData) -> Iterator[str]:
     """Yield a notice if the last classes, which were counted from the outputs, have no sample in any split."""
     splits = [split for split in (data.train, data.validation, data.test) if split is not None]
     labels = [split.labels for split in splits]

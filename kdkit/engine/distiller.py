@@ -163,8 +163,9 @@ class Distiller(nn.Module):
             self._is_sharded = is_sharded(self.student.network)
         if self._is_sharded and loss.requires_grad and student.requires_grad:
             loss = _WithOutputs.apply(loss, student)
-        for session in self._observers if self.training else ():
-            session.observe(batch, {self.student.name: student.detach()})
+        if self.training:
+            for session in self._observers:
+                session.observe(batch, {self.student.name: student.detach()})
         # `is_compiling` first, so that compiled code has no guards on the rest.
         if not torch.compiler.is_compiling() and self.training and self._untrained.is_watching:
             self._untrained.look(self.student.network, self._weights, len(student))
@@ -323,8 +324,9 @@ def _fill_in_tied(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any
     """Give each key of tied tensors the value of one that the state dict has."""
     for keys in _tied_keys(module, prefix):
         present = [state[key] for key in keys if key in state]
-        for key in keys if present else ():
-            state.setdefault(key, present[0])
+        if present:
+            for key in keys:
+                state.setdefault(key, present[0])
 
 
 class _WithOutputs(torch.autograd.Function):
@@ -404,7 +406,9 @@ def _label_problems(stage: Stage, context: BuildContext, labels: Tensor) -> Iter
 def _beyond_probabilities(stage: Stage, labels: Tensor) -> Iterator[str]:
     """Yield binary cross-entropies whose labels are beyond [0, 1], such as -1 for unknown ones. NaN is not beyond."""
     beyond = labels[(labels < 0) | (labels > 1)]
-    for term in stage.terms if len(beyond) else ():
+    if not len(beyond):
+        return
+    for term in stage.terms:
         loss = term.loss.loss if isinstance(term.loss, IgnoreUnknown) else term.loss
         if isinstance(term, Truth) and isinstance(loss, nn.BCEWithLogitsLoss | nn.BCELoss):
             value = f"{beyond[0].item():g}"

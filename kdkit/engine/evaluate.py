@@ -112,7 +112,6 @@ def load_net(recipe: Recipe, weights: Path, name: str | None) -> Net[Any]:
         raise RecipeError(f"the recipe has no net {name!r}; {did_you_mean(name, nets)}")
     chosen = nets[name]
     chosen.loaded = load_weights(chosen.network, weights, name)
-    chosen.weights_note = chosen.loaded.note
     conflict = conflict_of_classes(chosen, recipe.data.classes)
     if conflict:
         raise RecipeError(f"{conflict}; {NAME_CLASSES}, or give the data the classes of the run")

@@ -47,7 +47,9 @@ class Interrupts:
         self._updates, self._next_message, self._last_message = 0, 1, time.perf_counter()
 
     def __enter__(self) -> Self:
-        for number, default in _DEFAULT_HANDLERS.items() if self._enabled else ():
+        if not self._enabled:
+            return self
+        for number, default in _DEFAULT_HANDLERS.items():
             handler = signal.getsignal(number)
             # A process that torchrun's agent forks inherits handlers that are meant for the agent.
             if getattr(handler, "__module__", "").startswith("torch.distributed.elastic"):

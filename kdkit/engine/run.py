@@ -158,8 +158,7 @@ def prepared(
             # The networks are created in recipe(), so their initial weights depend on this seed.
             seed_everything(options.seed)
             if not isinstance(recipe, Recipe):
-                if origin is None and source_file(recipe) is None and (code := code_of(recipe)) is not None:
-                    origin = Origin(options=arguments_of(recipe), source=code)  # of a notebook
+                origin = origin or _origin_in_notebook(recipe)
                 status.show("preparing the data and the networks")
                 before = working_directory()
                 recipe = as_recipe(recipe, "run")
@@ -236,25 +235,42 @@ class PreparedRun:
                 self._train_and_evaluate()
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
-                # Not a subclass: Python exits with SIGINT, as a shell loop expects, only for this class.
-                error.result = self._result()  # type: ignore[attr-defined]  # documented in `run`
-                error.add_note(_INTERRUPTED)
-                if ctx.options.out is not None:
-                    advice = how_to_resume(ctx.options.out, {"command": self.origin.command})
-                    error.add_note(f"kdkit: to resume the run: {advice}")
-                # If it is installed, torch imports it when Python ends. Its classes are made by exec, and Python then
-                # forgets the interrupt.
-                with suppress(ImportError):
-                    importlib.import_module("tabulate")
-            ctx.teacher_caching.location.close(ended=False)
-            ctx.callbacks.call("run_ended", self._ended(time.perf_counter() - began, error=error))
+                self._complete_interrupt(error)
+            self._end(began, error)
             raise
         finally:
             with suppress(RuntimeError):  # after an error of a GPU, its tensors cannot be read
                 mark_trained(ctx.recipe, before)
-        ctx.teacher_caching.location.close(ended=ctx.options.only is None)
-        ctx.callbacks.call("run_ended", self._ended(time.perf_counter() - began))
+        self._end(began)
         return self._result()
+
+    def _complete_interrupt(self, error: KeyboardInterrupt) -> None:
+        """Add the result so far, and how to resume the run, to a KeyboardInterrupt."""
+        # Not raised as a subclass, because Python exits with SIGINT, as a shell loop expects, for this class only.
+        error.result = self._result()  # type: ignore[attr-defined]  # documented in `run`
+        error.add_note(_INTERRUPTED)
+        if self.ctx.options.out is not None:
+            advice = how_to_resume(self.ctx.options.out, {"command": self.origin.command})
+            error.add_note(f"kdkit: to resume the run: {advice}")
+        # For the same reason: if tabulate is installed, torch imports it when Python exits, and its named tuples call
+        # `exec`, which makes Python forget that it exits because of an interrupt. A second import calls nothing.
+        with suppress(ImportError):
+            importlib.import_module("tabulate")
+
+    def _end(self, began: float, error: BaseException | None = None) -> None:
+        """Close the teacher cache, and call run_ended. error: the one that ends the run."""
+        evaluation, options = self.evaluation, self.ctx.options
+        self.ctx.teacher_caching.location.close(ended=error is None and options.only is None)
+        event = RunEnded(
+            metrics={net: dict(results) for net, results in evaluation.metrics.items()} if error is None else {},
+            parameters={net.name: net.parameters for net in self.ctx.plan.nets},
+            reported_on=evaluation.reported_on,
+            folder=options.out,
+            seconds=time.perf_counter() - began,
+            error=error,
+            differences=evaluation.differences if error is None else (),
+        )
+        self.ctx.callbacks.call("run_ended", event)
 
     def _notices_of_continued_nets(self) -> Iterator[str]:
         """Yield a notice for each net that starts from the weights of an earlier run.
@@ -370,17 +386,13 @@ class PreparedRun:
             differences=self.evaluation.differences,
         )
 
-    def _ended(self, seconds: float, error: BaseException | None = None) -> RunEnded:
-        evaluation = self.evaluation
-        return RunEnded(
-            metrics={net: dict(results) for net, results in evaluation.metrics.items()} if error is None else {},
-            parameters={net.name: net.parameters for net in self.ctx.plan.nets},
-            reported_on=evaluation.reported_on,
-            folder=self.ctx.options.out,
-            seconds=seconds,
-            error=error,
-            differences=evaluation.differences if error is None else (),
-        )
+
+def _origin_in_notebook(recipe: Callable[[], Recipe]) -> Origin | None:
+    """Return the code and the arguments of a recipe function that is not in a file; None for one in a file."""
+    if source_file(recipe) is not None:
+        return None
+    code = code_of(recipe)
+    return None if code is None else Origin(options=arguments_of(recipe), source=code)
 
 
 def _require_no_arguments(recipe: object, fields: Mapping[str, object]) -> None:

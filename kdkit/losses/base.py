@@ -61,7 +61,8 @@ class LossAttributes(Protocol):
     requires: what the loss needs in addition to its keyword arguments without a default: "ids", or "hard_labels" (one
     class per sample).
     accepts_unknown: whether labels may be NaN, which stands for an unknown label, or for a loss of a `Match` the
-    `ignore_index` of samples without a label. Otherwise, such samples are left out.
+    `ignore_index` of samples without a label. Otherwise, data with unknown labels is a problem for a loss that takes
+    labels, and such a loss of a `Match` does not get samples without a label.
     per_position: whether the loss compares outputs (rows, classes) row by row. If labels are per position, such a loss
     gets a row for each labelled position of the batch, and labels (rows,).
     mean_over_rows: whether the loss is a mean over the rows of outputs, so that `Chunked` can compare them chunk by
@@ -98,8 +99,8 @@ class BuildableLoss(Protocol):
     ) -> None:
         """Create the weights for these shapes, one shape per tap. Raises RecipeError if the shapes do not fit.
 
-        teacher: the module that computes the target, if there is one. A loss may be built more than once, so `build`
-        replaces the weights instead of adding to them.
+        teacher: the module that computes the target, if there is one; a tuple of modules for `Teachers`. A loss may be
+        built more than once, so `build` replaces the weights instead of adding to them.
         """
         ...
 

@@ -43,12 +43,12 @@ class CRD(nn.Module):
     averaged. Features are embedded by a trained map to `width` (None: not embedded) and normalised. The two memories
     hold a vector for every training sample, found by its id: a moving average that keeps the share `momentum` of its
     old value. `samples` is the number of rows, by default the number of training samples; if there are more samples,
-    new ones replace the oldest. Negatives are samples of other "classes", as in the paper, including unseen ones, or
-    any other "samples", which takes no labels; "auto" uses classes if each sample has one. Negatives are a function of
-    the seed, the sample and the number of training steps so far. The two normalisers are estimated on the first batch.
-    All of this is saved with the run. memory_limit: in MB, for both memories and the copy that a step makes of them; by
-    default the free memory of the teacher's device and of the machine. The other defaults are those of the authors'
-    code.
+    new ones replace the oldest. against "classes" draws negatives among the samples of other classes, as in the paper,
+    and those not seen yet; "samples" among all other samples, without labels; "auto" among classes if each sample has
+    one. Negatives are a function of the seed, the sample and the number of training steps so far. The two normalisers
+    are estimated on the first batch. All of this is saved with the run. memory_limit: in MB, for both memories and the
+    copy that a step makes of them; by default the free memory of the teacher's device and of the machine. The other
+    defaults are those of the authors' code.
 
     Formula: -1/N · Σ (log(e_0 / (e_0 + c)) + Σ_k log(c / (e_k + c))) of both nets, with e_k = exp(x · m_k / T) / Z for
         the memory m_0 of the sample and m_k of others, and c = negatives / samples

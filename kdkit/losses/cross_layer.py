@@ -165,7 +165,8 @@ class HCL:
         student, target = upcast_half(student), upcast_half(target)
         loss, weight, total_weight = F.mse_loss(student, target), 1.0, 1.0
         dimensions = student.ndim - 2
-        for grid in self.grids if dimensions else ():
+        grids = self.grids if dimensions else ()
+        for grid in grids:
             if grid < student.shape[2]:
                 weight /= 2
                 pool, size = POOLS[dimensions], (grid,) * dimensions

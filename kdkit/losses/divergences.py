@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from kdkit.errors import RecipeError
 from kdkit.losses.logits import (
-    DivergenceOptions,
+    SoftenedLoss,
     clamp_masked,
     kl_sum,
     kl_terms,
@@ -30,7 +30,7 @@ from kdkit.losses.validation import (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AlphaBetaDivergence(DivergenceOptions):
+class AlphaBetaDivergence(SoftenedLoss):
     """Divergence with two exponents, alpha on the teacher's and beta on the student's probabilities (ABKD).
 
     Dimensionless; reduction and t_squared as in ReverseKL. (1, 0) is the forward KL divergence, (0, 1) the reverse one,
@@ -65,7 +65,7 @@ class AlphaBetaDivergence(DivergenceOptions):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PerLabelAlphaBetaDivergence(DivergenceOptions):
+class PerLabelAlphaBetaDivergence(SoftenedLoss):
     """Alpha-beta divergence between the Bernoulli distributions of every label, the form for multi-label outputs.
 
     Dimensionless, mean over batch and classes by default; options as in AlphaBetaDivergence. (1, 0) is
@@ -95,7 +95,7 @@ class PerLabelAlphaBetaDivergence(DivergenceOptions):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SkewKL(DivergenceOptions):
+class SkewKL(SoftenedLoss):
     """Kullback-Leibler divergence from a mixture of both sides to the teacher (DistiLLM).
 
     In nats; reduction and t_squared as in ReverseKL. skew is the teacher's share in the mixture, in [0, 1); 0 is the
@@ -141,7 +141,7 @@ class SkewReverseKL(SkewKL):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AdaptiveKL(DivergenceOptions):
+class AdaptiveKL(SoftenedLoss):
     """Forward and reverse KL divergence, weighted for each sample by how much its likely and unlikely classes differ.
 
     In nats; reduction and t_squared as in ReverseKL. The teacher's head is its most probable classes, as many as are
@@ -184,7 +184,7 @@ class AdaptiveKL(DivergenceOptions):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TotalVariation(DivergenceOptions):
+class TotalVariation(SoftenedLoss):
     """Total variation distance, half the absolute difference of probabilities.
 
     Dimensionless, in [0, 1] for each sample; reduction and t_squared as in ReverseKL. It is symmetric, and its gradient

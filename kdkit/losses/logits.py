@@ -22,8 +22,8 @@ from kdkit.losses.validation import (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DivergenceOptions:
-    """The options of losses on softened outputs. Subclasses may have other defaults."""
+class SoftenedLoss:
+    """Base class of losses on softened outputs, with their options. Subclasses may have other defaults."""
 
     temperature: float = 1.0
     t_squared: bool = False
@@ -51,7 +51,7 @@ class DivergenceOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SoftTargets(DivergenceOptions):
+class SoftTargets(SoftenedLoss):
     """Kullback-Leibler divergence from the softened student to the softened teacher: soft targets.
 
     In nats. reduction "batchmean" sums over classes and averages over the batch; "mean" averages over both, a factor of
@@ -105,7 +105,7 @@ class SoftTargets(DivergenceOptions):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PerLabelSoftTargets(DivergenceOptions):
+class PerLabelSoftTargets(SoftenedLoss):
     """Kullback-Leibler divergence between the two Bernoulli distributions of every label, softened by a temperature.
 
     The multi-label form of soft targets: a sigmoid per class keeps the teacher's absolute confidence, which a softmax
@@ -139,7 +139,7 @@ class PerLabelSoftTargets(DivergenceOptions):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LogitMSE(DivergenceOptions):
+class LogitMSE(SoftenedLoss):
     """Mean squared error between logits. Unlike a softmax, it takes their offset into account.
 
     In squared units of a logit. reduction "mean" averages over batch and classes; "batchmean" sums over classes and
@@ -163,7 +163,7 @@ class LogitMSE(DivergenceOptions):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LogitStandardisation(DivergenceOptions):
+class LogitStandardisation(SoftenedLoss):
     """Soft targets between standardised logits, so that the student need not match the scale of the teacher's.
 
     In nats; reduction and t_squared as in SoftTargets. The mean of each row is subtracted, and the row is divided by
@@ -215,7 +215,7 @@ class LogitStandardisation(DivergenceOptions):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReverseKL(DivergenceOptions):
+class ReverseKL(SoftenedLoss):
     """Kullback-Leibler divergence from the teacher to the student, which is mode-seeking.
 
     In nats. reduction "batchmean" sums over all other dimensions and averages over the batch; "mean" averages over all
@@ -233,7 +233,7 @@ class ReverseKL(DivergenceOptions):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GeneralisedJSD(DivergenceOptions):
+class GeneralisedJSD(SoftenedLoss):
     """Jensen-Shannon divergence, generalised by the weight of each side in the mixture (GKD).
 
     In nats; reduction and t_squared as in ReverseKL. It approaches 0 as beta approaches 0 or 1. By convention beta = 0

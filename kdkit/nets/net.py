@@ -59,8 +59,7 @@ class Net(Generic[M]):
     if these modules draw random numbers from torch only.
     device: for a teacher on a device other than the run's, such as "cuda:1", or "cpu" if it does not fit on a GPU. In
     each step its inputs are copied to this device, and its outputs and features are copied back.
-    weights_note: the part of the file that was loaded, or "" for all of it; a notice of a run. loaded: this, and the
-    classes and inputs of the run that trained the weights.
+    loaded: the part of the file that was loaded, and the classes and inputs of the run that trained the weights.
 
     Raises RecipeError if the arguments do not fit together.
     """
@@ -113,7 +112,6 @@ class Net(Generic[M]):
         self.recompute = tuple(recompute)
         # A plain callable cannot be trained, so it can only be a teacher.
         self.trained = trained or not isinstance(module, nn.Module)
-        self.weights_note = ""
         self.loaded = LoadedWeights("", complete=False)
         if weights is not None:
             self._load(weights, weights_key, strict=strict)
@@ -128,6 +126,11 @@ class Net(Generic[M]):
         if not isinstance(self.module, nn.Module):
             raise RecipeError(f"net {self.name!r} is a plain callable: it can teach, but not be trained or tapped")
         return self.module
+
+    @property
+    def weights_note(self) -> str:
+        """The part of the file of weights that was loaded, or "" for all of it; a notice of a run."""
+        return self.loaded.note
 
     @property
     def recomputed(self) -> tuple[nn.Module, ...]:
@@ -229,7 +232,6 @@ class Net(Generic[M]):
                 "first, such as with torch.hub.download_url_to_file(URL, FILE)"
             )
         self.loaded = load_weights(self.network, user_path(weights), self.name, key=key, strict=strict)
-        self.weights_note = self.loaded.note
         self.trained |= self.loaded.complete
 
     def _arguments(self, batch: Batch) -> Call:

@@ -86,7 +86,7 @@ def report_sections(report: Any) -> Any:
 
 
 # Callback hooks. Return values are ignored. An event holds plain values, so a callback cannot change the run. It can
-# only end a stage, by raising StopTraining.
+# only end a stage, by raising StopTraining, or the run, by raising a KdkitError; other errors become warnings.
 @hookspec
 def run_started(event: RunStarted) -> None:
     """Called when a run starts, after all checks."""

@@ -10,7 +10,7 @@ from torch import nn
 
 from kdkit.errors import RecipeError, first_line
 from kdkit.nets.net import Net
-from kdkit.recipe.objective import Match, Objective, Truth, Weighted, describe_factor
+from kdkit.recipe.objective import Match, Objective, Truth, WeightedTerm, describe_factor
 from kdkit.recipe.optim import Named, Optimizer
 from kdkit.recipe.recipe import Recipe, Stage, weighted_terms
 from kdkit.utils.modules import copy_with_module
@@ -60,7 +60,9 @@ def baseline_notices(stages: Sequence[Stage]) -> Iterator[str]:
     by_name = {stage.name: stage for stage in stages}
     names = baselines_of(stages)
     for stage in stages:
-        for alone, objective in stage.objectives.items() if stage.baseline_of in by_name else ():
+        if stage.baseline_of not in by_name:
+            continue
+        for alone, objective in stage.objectives.items():
             for student, distilled in by_name[stage.baseline_of].objectives.items():
                 weights = [_label_weights(terms) for terms in (objective, distilled)]
                 if names.get(student.name) == alone.name and weights[0] != weights[1]:
@@ -153,7 +155,7 @@ def _alone(labels: Objective, distilled: Objective) -> Objective:
     shares = [_Share(labels, index) for index in range(len(labels.terms))]
     return Objective(
         tuple(
-            Weighted(weighted.term, (share(0.0) if constants else share,))
+            WeightedTerm(weighted.term, (share(0.0) if constants else share,))
             for weighted, share in zip(labels, shares, strict=True)
         )
     )
@@ -178,6 +180,6 @@ class _Share:
         return weights[self.index] / min(1.0, total)
 
 
-def _label_terms(objective: Objective) -> tuple[Weighted, ...]:
+def _label_terms(objective: Objective) -> tuple[WeightedTerm, ...]:
     """Return the terms on labels with a weight above 0."""
     return tuple(weighted for weighted in objective if isinstance(weighted.term, Truth) and weighted.has_weight)

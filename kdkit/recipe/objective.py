@@ -20,19 +20,19 @@ Factor = float | Ramp
 Taps = TapLike | Sequence[TapLike] | None
 
 
-class _Sum:
-    """The arithmetic of objectives: terms are added, and multiplied by a number or a ramp."""
+class _Summand:
+    """A part of an objective: a term, or a sum of terms. It can be added, and multiplied by a number or a ramp."""
 
     __slots__ = ()
 
-    def weighted(self) -> "tuple[Weighted, ...]":
+    def weighted(self) -> "tuple[WeightedTerm, ...]":
         """Return the terms with their factors: a single term, unless a sum overrides this."""
-        return (Weighted(self),)  # type: ignore[arg-type]  # a Truth or a Match
+        return (WeightedTerm(self),)  # type: ignore[arg-type]  # a Truth or a Match
 
-    def __add__(self, term: "_Sum | int") -> "Objective":
+    def __add__(self, term: "_Summand | int") -> "Objective":
         if term == 0:  # the start value of sum()
             return Objective(self.weighted())
-        if not isinstance(term, _Sum):
+        if not isinstance(term, _Summand):
             raise RecipeError(f"an objective is a sum of Truth(...) and Match(...) terms; got {term!r} in it")
         return Objective(self.weighted() + term.weighted())
 
@@ -42,7 +42,7 @@ class _Sum:
         _validate_factor(factor)
         if not callable(factor) and not isinstance(factor, float | int):
             factor = float(factor)  # such as a numpy scalar
-        return Objective(tuple(Weighted(part.term, (*part.factors, factor)) for part in self.weighted()))
+        return Objective(tuple(WeightedTerm(part.term, (*part.factors, factor)) for part in self.weighted()))
 
     __rmul__ = __mul__
 
@@ -51,7 +51,7 @@ class _Sum:
 
 
 @dataclass(frozen=True, slots=True)
-class Truth(_Sum):
+class Truth(_Summand):
     """Learn from the labels (ground truth): `loss(student side, labels)`.
 
     label: the name of the term in tables; if several terms of a network have the default one, a `Stage` numbers them.
@@ -98,7 +98,7 @@ def model_loss(student: Tensor, _target: object) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Match(_Sum):
+class Match(_Summand):
     """Learn from a teacher: `loss(student side, target side)`.
 
     student, target: the tap or tuple of taps to compare on either side; None for the outputs. If the student side is a
@@ -148,8 +148,8 @@ Term = Truth | Match
 
 
 @dataclass(frozen=True, slots=True)
-class Weighted:
-    """A term with its factors."""
+class WeightedTerm:
+    """A term with its factors, whose product is its weight."""
 
     term: Term
     factors: tuple[Factor, ...] = ()
@@ -173,19 +173,19 @@ class Weighted:
 
 
 @dataclass(frozen=True, slots=True)
-class Objective(_Sum):
+class Objective(_Summand):
     """A weighted sum of terms, such as `0.3 * Truth(loss) + 0.7 * Match(teacher, loss)`."""
 
-    terms: tuple[Weighted, ...]
+    terms: tuple[WeightedTerm, ...]
 
     def __repr__(self) -> str:
         return " + ".join(map(repr, self.terms))  # as written in a recipe
 
-    def weighted(self) -> tuple[Weighted, ...]:
+    def weighted(self) -> tuple[WeightedTerm, ...]:
         """Return the terms with their factors."""
         return self.terms
 
-    def __iter__(self) -> Iterator[Weighted]:
+    def __iter__(self) -> Iterator[WeightedTerm]:
         return iter(self.terms)
 
     def weights(self, progress: float) -> Mapping[str, float]:
@@ -203,7 +203,7 @@ def describe_factor(factor: Factor) -> str:
 
 def as_objective(objective: AnyObjective) -> Objective:
     """Return an objective or a single term as an Objective. Raises RecipeError for anything else."""
-    if not isinstance(objective, _Sum):
+    if not isinstance(objective, _Summand):
         raise RecipeError(f"an objective is a sum of Truth(...) and Match(...) terms; got {type(objective).__name__}")
     return Objective(objective.weighted())
 

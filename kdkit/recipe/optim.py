@@ -115,9 +115,10 @@ class Optimizer:
                     "it has the modes train() and eval(), as schedule-free optimizers do, which kdkit does not set; "
                     "use another optimizer with an LRSchedule, or with Training(ema=AverageWeights())"
                 )
-            for group in optimizer.param_groups if self.groups is not None else ():
-                _refuse_misspelt_option(group, optimizer.defaults)
-                group["lr"] = group["lr"] * group.get("lr_scale", 1)
+            if self.groups is not None:
+                for group in optimizer.param_groups:
+                    _refuse_misspelt_option(group, optimizer.defaults)
+                    group["lr"] = group["lr"] * group.get("lr_scale", 1)
             return optimizer
         except (ValueError, TypeError, AssertionError) as error:  # timm asserts that CUDA and packages are available
             is_muon = "Muon only supports 2D" in str(error)

@@ -14,7 +14,7 @@ from kdkit.metrics.base import Metric
 from kdkit.metrics.defaults import default_metrics
 from kdkit.nets.net import Net
 from kdkit.nets.taps import TapLike
-from kdkit.recipe.objective import AnyObjective, Match, Objective, Term, Weighted, as_objective, taps_of
+from kdkit.recipe.objective import AnyObjective, Match, Objective, Term, WeightedTerm, as_objective, taps_of
 from kdkit.recipe.training import Training
 from kdkit.teachers.base import OnlineTeacher, Teacher
 from kdkit.teachers.cache.settings import CacheSettings
@@ -202,7 +202,7 @@ def monitored_metric(recipe: Recipe, stage: Stage) -> Metric:
     return next(metric for metric in recipe.metrics if metric.name == name)
 
 
-def weighted_terms(stage: Stage) -> tuple[tuple[Net[Any], Weighted], ...]:
+def weighted_terms(stage: Stage) -> tuple[tuple[Net[Any], WeightedTerm], ...]:
     """Return all terms of a stage with their factors, each with the network that it trains."""
     return tuple((net, weighted) for net, objective in stage.objectives.items() for weighted in objective)
 
@@ -250,14 +250,13 @@ def _numbered(objective: Objective) -> Objective:
     """Number the default labels that several terms have, such as of hints at two layers: teacher/hint 1 and 2."""
     labels = [weighted.term.label for weighted in objective if weighted.term.label == weighted.term.default_label]
     numbers = {label: count(1) for label in labels if labels.count(label) > 1}
-    return Objective(
-        tuple(
-            replace(weighted, term=replace(weighted.term, label=f"{label} {next(numbers[label])}"))
-            if (label := weighted.term.label) in numbers
-            else weighted
-            for weighted in objective
-        )
-    )
+    terms = []
+    for weighted in objective:
+        label = weighted.term.label
+        if label in numbers:
+            weighted = replace(weighted, term=replace(weighted.term, label=f"{label} {next(numbers[label])}"))
+        terms.append(weighted)
+    return Objective(tuple(terms))
 
 
 def _is_opaque(teacher: Teacher) -> bool:

@@ -8,8 +8,8 @@ from kdkit.recipe.guidance import GuidanceOptions, Level, as_levels, build_guida
 from kdkit.recipe.recipe import Stage
 
 
-class _OfLevels:
-    """Networks in the order of their levels, and their common guidance."""
+class _LevelSchedule:
+    """Base class of schedules of networks in the order of their levels; a subclass defines their teachers."""
 
     def __init__(self, *nets: Net[Any] | Level, **options: Unpack[GuidanceOptions]) -> None:
         self._levels = as_levels(nets, 2, type(self).__name__)
@@ -33,7 +33,7 @@ class _OfLevels:
         raise NotImplementedError
 
 
-class Parallel(_OfLevels):
+class Parallel(_LevelSchedule):
     """All networks except the last learn from the labels only. The last one, the student, learns from all of them.
 
     Networks that are already trained have no stage, except the last one. P-MLKD of LRH-Net is a Parallel of three
@@ -44,7 +44,7 @@ class Parallel(_OfLevels):
         return earlier if len(earlier) == len(self._levels) - 1 else ()
 
 
-class Sequential(_OfLevels):
+class Sequential(_LevelSchedule):
     """The first network learns from the labels only, and each other one from the labels and the network before it.
 
     Networks that are already trained have no stage, except the last one. With a medium-sized network in between, this
@@ -55,7 +55,7 @@ class Sequential(_OfLevels):
         return earlier[-1:]
 
 
-class MultiLevel(_OfLevels):
+class MultiLevel(_LevelSchedule):
     """The first network learns from the labels only, and each other one from the labels and all networks before it.
 
     Teacher weights are in the order of the networks. Networks that are already trained have no stage, except the last

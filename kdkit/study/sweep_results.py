@@ -159,9 +159,10 @@ class SweepResults:
         repetitions = [cell.repetitions for cell in finished]
         if comparisons and min(map(len, repetitions)) == 1:
             notes["one seed cannot tell which options are better, or whether distillation helps: --seeds 5"] = None
-        for cell in self.cells if against_baselines else ():
-            if cell.repetitions and cell.distillation is None:
-                notes[f"{cell.label} has no baseline, because it has no distilled student"] = None
+        if against_baselines:
+            for cell in self.cells:
+                if cell.repetitions and cell.distillation is None:
+                    notes[f"{cell.label} has no baseline, because it has no distilled student"] = None
         if self.best is None and len(self.cells) > 1:
             advice = "; choose another metric with --metric, or compare with --reference OPTION=VALUE"
             notes[

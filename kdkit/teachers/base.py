@@ -50,12 +50,13 @@ TeacherOutputs = Mapping[str, TeacherOutput]
 class TeacherSession:
     """A teacher that is open in a stage. Only `__call__` must be implemented.
 
-    In each step, the session is called once with the batch, then `observe` is called, and `on_step` after an optimizer
-    update. Everything that changes during training belongs in the state dict, which is part of the checkpoint.
+    In each step, the session is called once with the batch, then `observe` is called, and then, if the step ends with
+    an optimizer update, `on_step`. Everything that changes during training belongs in the state dict, which is part of
+    the checkpoint.
     """
 
     def __call__(self, batch: Batch) -> TeacherOutput:
-        """Return the output for this batch."""
+        """Return the output for this batch. Called without gradients."""
         raise NotImplementedError
 
     def dry_run(self, batch: Batch) -> Sequence[TapLike]:

@@ -131,7 +131,9 @@ def sync_module(module: nn.Module, device: torch.device) -> None:
 
     Tensors without their own values are not changed: those on a meta device, and parts of a distributed tensor.
     """
-    for tensor in chain(module.parameters(), module.buffers()) if _sends() else ():
+    if not _sends():
+        return
+    for tensor in chain(module.parameters(), module.buffers()):
         if is_lazy(tensor) or tensor.is_meta or type(tensor.data) is not Tensor or not tensor.numel():
             continue
         values = tensor.to(device).reshape(-1).view(torch.uint8)  # bytes, because backends do not support every dtype

@@ -73,7 +73,7 @@ def _run_teachers(facts: Facts) -> Iterator[str]:
             if unfired:
                 continue
             counts = [*map(modifications, nested_tensors(batch.inputs))]
-            output = session(batch)
+            output = facts.open_stage.teacher_outputs(batch, {teacher.name: session})[teacher.name]
             if counts != [*map(modifications, nested_tensors(batch.inputs))]:
                 yield (
                     f"{teacher.name!r} changes its inputs in place, but other networks get the same inputs; compute on "
@@ -159,8 +159,10 @@ def _build_losses(facts: Facts) -> Iterator[str]:
     module.losses.to(facts.batch.labels.device)  # their new parameters are on the CPU
     for teacher in facts.stage.teachers:
         yield from _shared_tensors(facts, teacher, before)
+    if facts.stage.training.ema is None:
+        return
     # A forward pass may have stored tensors in a network, which then cannot be copied for an average.
-    for net in module.students if facts.stage.training.ema is not None else ():
+    for net in module.students:
         try:
             net.copy_network()
         except KdkitError as error:

@@ -91,7 +91,9 @@ def undefined_monitors(recipe: Recipe, context: BuildContext) -> Iterator[str]:
 
 def metrics_of_unknown_labels(recipe: Recipe, context: BuildContext) -> Iterator[str]:
     """Yield the problems of metrics that do not leave out unknown labels, if the data may have them."""
-    for metric in recipe.metrics if context.has_unknown else ():
+    if not context.has_unknown:
+        return
+    for metric in recipe.metrics:
         if not getattr(without_interval(metric), "accepts_unknown", False):
             yield (
                 f"metric {metric.name!r} does not leave out unknown labels, which this data may have; if it does, "

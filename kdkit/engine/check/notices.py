@@ -93,8 +93,10 @@ def _class_orders(facts: Facts) -> Iterator[str]:
         conflict = conflict_of_classes(net, facts.context.classes)
         if conflict:
             yield f"{conflict}; this is intended only if it is trained on other classes now"
+    if facts.context.task == "regression":
+        return
     expected = [name.casefold() for name in facts.context.classes]
-    for net in nets_of([facts.stage]) if facts.context.task != "regression" else ():
+    for net in nets_of([facts.stage]):
         labels = getattr(getattr(net.module, "config", None), "id2label", None)
         names = [str(labels[index]) for index in sorted(labels)] if isinstance(labels, dict) else []
         classes = [name.casefold() for name in names]
@@ -169,8 +171,10 @@ def _features_of_one_side(facts: Facts) -> Iterator[str]:
 
 def _moved_channels(facts: Facts) -> Iterator[str]:
     """Yield a notice for each tap whose dimensions were moved, although its labels have their original order."""
+    if facts.context.task != "regression":
+        return
     shape = facts.batch.labels.shape
-    for term, inputs, _ in facts.checked_terms if facts.context.task == "regression" else ():
+    for term, inputs, _ in facts.checked_terms:
         tap = term.weighted.term.student
         student = as_tuple(inputs.student)[0]
         is_moved = term.target is None and moves_channels(tap)
@@ -225,7 +229,9 @@ def _evaluated_norms(facts: Facts) -> Iterator[str]:
 
 def _pruned_weights(facts: Facts) -> Iterator[str]:
     """Yield a notice for each student that trains weights that were pruned, without the masks of these."""
-    for net in facts.module.students if not facts.problems else ():
+    if facts.problems:
+        return
+    for net in facts.module.students:
         # Of a weight with a mask, the layer computes `weight`, and its parameter has another name.
         layers = [
             (path, layer._parameters.get("weight"))

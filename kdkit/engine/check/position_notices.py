@@ -73,7 +73,9 @@ def _classes_of_positions(facts: Facts) -> Iterator[str]:
 
 def _frames_of_sequences(facts: Facts) -> Iterator[str]:
     """Yield a notice for each term with a teacher that selects frames by labels, if another term computes CTC."""
-    for term in facts.module.terms if facts.computes_ctc and facts.context.position_dims else ():
+    if not (facts.computes_ctc and facts.context.position_dims):
+        return
+    for term in facts.module.terms:
         if term.rows is not None and term.target is not None:
             yield (
                 f"term {term.label!r} compares only the frames at which the padded labels have a class, but with CTC "
@@ -83,7 +85,9 @@ def _frames_of_sequences(facts: Facts) -> Iterator[str]:
 
 
 def _unlabelled_positions(facts: Facts) -> Iterator[str]:
-    for term, inputs, _ in facts.checked_terms if facts.context.position_dims else ():
+    if not facts.context.position_dims:
+        return
+    for term, inputs, _ in facts.checked_terms:
         if term.rows is not None and not len(as_tuple(inputs.student)[0]):
             # There is no advice for a loss that takes labels.
             advice = "" if term.extra_kwargs else "; PerPosition(loss, ignore_index=None) compares all positions"
@@ -237,7 +241,9 @@ def _is_of_decoder(facts: Facts, term: BoundTerm) -> bool:
 
 def _encoder_decoder(net: Net[Any]) -> Any:
     """Return the model of transformers with an encoder and a decoder that is a network, or a part of it, or None."""
-    for part in net.module.modules() if isinstance(net.module, nn.Module) else ():
+    if not isinstance(net.module, nn.Module):
+        return None
+    for part in net.module.modules():
         has_both = all(isinstance(getattr(part, name, None), nn.Module) for name in ("encoder", "decoder"))
         if has_both and getattr(getattr(part, "config", None), "is_encoder_decoder", False):
             return part
@@ -251,8 +257,9 @@ def _compares_tokens(loss: Loss) -> bool:
 
 def _sequences(facts: Facts) -> Iterator[str]:
     """Yield notices about image tokens, (batch, channels, tokens), that a loss would resize as a sequence."""
-    has_images = any(tensor.ndim == 4 for tensor in nested_tensors(facts.batch.inputs))
-    for term, _, inputs in facts.checked_terms if has_images else ():
+    if not any(tensor.ndim == 4 for tensor in nested_tensors(facts.batch.inputs)):
+        return
+    for term, _, inputs in facts.checked_terms:
         if not isinstance(term.loss, FEATURE_LOSSES) or inputs.target is None:
             continue
         # Some losses take any number of taps.

@@ -143,7 +143,9 @@ def _shared_losses(recipe: Recipe) -> Iterator[str]:
 
 
 def _losses_of_ignored_labels(recipe: Recipe, context: BuildContext) -> Iterator[str]:
-    for term in _terms(recipe) if context.ignored_labels else ():
+    if not context.ignored_labels:
+        return
+    for term in _terms(recipe):
         index, ignored = option_of(term.loss, "ignore_index"), context.ignored_labels[0]
         if isinstance(index, int) and index not in context.ignored_labels:
             name = getattr(function_of(term.loss), "__name__", type(term.loss).__name__)
@@ -159,12 +161,13 @@ def _binary_losses_of_numbers(recipe: Recipe, context: BuildContext) -> Iterator
     if not isinstance(labels, Tensor) or not labels.numel():
         return
     least, most = (label.item() for label in labels.aminmax())
-    for term in _terms(recipe) if least < 0 or most > 1 else ():
-        if _is_binary(term):
-            yield (
-                f"term {term.label!r}: {type(term.loss).__name__} takes labels in [0, 1], but those of the "
-                f"training data are numbers from {least:g} to {most:g}; correct them, or use a loss on numbers"
-            )
+    if least < 0 or most > 1:
+        for term in _terms(recipe):
+            if _is_binary(term):
+                yield (
+                    f"term {term.label!r}: {type(term.loss).__name__} takes labels in [0, 1], but those of the "
+                    f"training data are numbers from {least:g} to {most:g}; correct them, or use a loss on numbers"
+                )
 
 
 def _cache_of_largest_outputs(recipe: Recipe, context: BuildContext) -> Iterator[str]:

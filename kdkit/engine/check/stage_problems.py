@@ -130,7 +130,8 @@ def _teacher_problems(net: Net[Any], match: Match, stage: Stage, context: BuildC
             f"net {teacher.name!r} is trained in this stage, so it cannot be matched as a frozen teacher; match "
             "its output in this step, Peer(net), its output in the last epoch, Past(net), or its average, Ema(net)"
         )
-    for member in teacher.members if isinstance(teacher, Teachers) else ():
+    members = teacher.members if isinstance(teacher, Teachers) else ()
+    for member in members:
         if member in stage.objectives:
             yield (
                 f"net {member.name!r} is trained in this stage, so it cannot be one of the frozen Teachers(...); "

@@ -70,8 +70,9 @@ def batch_problems(open_stage: OpenStage, data: Data, batch: Batch) -> Iterator[
     count = collectives.world_size()
     sizes = sorted({len(shard_rows(torch.arange(size), rank, count)) for size in set(whole) for rank in range(count)})
     try:
-        for size in sizes if BatchTransform.from_data(data) is not None else ():
-            transformed(data, batch.rows(torch.arange(size) % len(batch)))
+        if BatchTransform.from_data(data) is not None:
+            for size in sizes:
+                transformed(data, batch.rows(torch.arange(size) % len(batch)))
         if 1 in sizes and len(batch) > 1 and isinstance(data.train, LoaderSplit):  # other splits drop a single sample
             _train_on_single(open_stage, transformed(data, batch.rows(torch.arange(1))))
     except KdkitError as error:

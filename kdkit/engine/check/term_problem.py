@@ -109,7 +109,8 @@ class TermCheck:
             names = ", ".join(name for name in LOSS_KWARGS if name in missing)
             return f"; a loss gets the arguments that its signature names: write {names} instead of **kwargs"
         classes, *positions = self.first.shape[1:] or (0,)
-        for name, buffer in loss.named_buffers() if isinstance(loss, nn.Module) else ():
+        buffers = loss.named_buffers() if isinstance(loss, nn.Module) else ()
+        for name, buffer in buffers:
             if buffer.dtype == torch.float64 != self.first.dtype and "Double" in str(error):
                 return f"; its {name} is float64, as arrays of NumPy are: convert it with .float()"
             # Such as the `pos_weight` of BCEWithLogitsLoss. The `weight` of CrossEntropyLoss needs no positions.

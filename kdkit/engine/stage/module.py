@@ -88,8 +88,10 @@ class DistillationModule(nn.Module):
         """
         super().train(mode)
         self.open_taps.compute_heads(enabled=not mode)
+        if not mode:
+            return self
         held_by_losses = (module for loss in self.losses for part in loss.children() for module in part.modules())
-        for module in (*self.nets.modules(), *held_by_losses) if mode else ():
+        for module in (*self.nets.modules(), *held_by_losses):
             parameters = list(module.parameters())
             if parameters and not any(parameter.requires_grad for parameter in parameters):
                 module.eval()

@@ -54,12 +54,12 @@ class OpenStage:
     def teacher_outputs(
         self, batch: Batch, sessions: Mapping[str, TeacherSession] | None = None
     ) -> dict[str, TeacherOutput]:
-        """Return the outputs of teachers for a batch by name, computed or read from the teacher cache.
+        """Return the outputs of teachers for a batch by name, without gradients, computed or read from the cache.
 
         sessions: of these teachers; None for all.
         """
         sessions = self.sessions if sessions is None else sessions
-        with self.autocast():
+        with torch.no_grad(), self.autocast():
             return {name: session(batch) for name, session in sessions.items()}
 
     def autocast(self) -> AbstractContextManager[Any]:

@@ -110,7 +110,7 @@ class TeacherCaching:
         return int(self.location.identity.require()["draws"])
 
     def _is_worthwhile(self, net: Net[Any], stage: Stage) -> bool:
-        """Return whether cached outputs may be read again. Raises CacheError if they would be with fewer draws."""
+        """Return whether cached outputs may be read again. Raises CacheError if there are too many draws for that."""
         draws, taps = self._draws, stage.teachers[net]
         passes = passes_over(self.recipe.data.train, stage.training)
         # Outputs that are cached in one stage may be read in a later one.

@@ -21,7 +21,7 @@ from kdkit.losses.base import (
 from kdkit.losses.chunked import Chunked
 from kdkit.nets.net import Net
 from kdkit.nets.taps import ClassifierTap, HeadTap, TapLike
-from kdkit.recipe.objective import Match, Taps, Weighted, taps_of
+from kdkit.recipe.objective import Match, Taps, WeightedTerm, taps_of
 from kdkit.recipe.recipe import Stage, teachers_of
 from kdkit.teachers.base import Teacher
 from kdkit.teachers.ema import Ema
@@ -44,7 +44,7 @@ class TermBinding:
     def __init__(
         self,
         net: Net[Any],
-        weighted: Weighted,
+        weighted: WeightedTerm,
         stage: Stage,
         taps: Mapping[str, tuple[TapLike, ...]],
         context: BuildContext,

@@ -16,7 +16,7 @@ from kdkit.losses.base import Loss, accepts_no_rows, extra_kwargs_of, fills_miss
 from kdkit.losses.numerics import upcast_half
 from kdkit.losses.sides import TensorOrTuple, as_tuple, map_side
 from kdkit.nets.net import Net
-from kdkit.recipe.objective import Match, Term, Weighted
+from kdkit.recipe.objective import Match, Term, WeightedTerm
 from kdkit.teachers.base import TeacherOutput, TeacherOutputs
 
 
@@ -60,7 +60,7 @@ class BoundTerm:
     """
 
     label: str
-    weighted: Weighted
+    weighted: WeightedTerm
     student_net: Net[Any]
     loss: Loss
     student: TensorRef

@@ -135,8 +135,9 @@ class TrainState:
             self.module.progress.fill_(self.progress)
         if updated:
             self._step_schedule("update")
-        for net in self.module.students if self.averages else ():
-            self.averages[net.name].update(net.network)
+        if self.averages:
+            for net in self.module.students:
+                self.averages[net.name].update(net.network)
         for session in self.sessions.values():
             session.on_step()
 

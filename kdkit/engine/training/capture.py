@@ -87,7 +87,7 @@ class CapturedStep(TrainingStep):
             losses = self._run_eagerly(batch, outputs, part)
         elif inputs is not None and inputs.fill(batch, outputs):
             with captured_step():
-                losses = self._train(inputs, part)
+                losses = self._train(batch, inputs, part)
         else:
             losses = self._run_eagerly(batch, outputs, part)
             self._other_shapes += 1
@@ -95,7 +95,6 @@ class CapturedStep(TrainingStep):
                 self._refuse("its inputs have other values than dense tensors")
             elif self._graph is None and self._other_shapes == _OTHER_SHAPES:
                 self._refuse("the shapes of its batches differ")
-        self.state.observe(batch)
         return losses
 
     @contextmanager
@@ -116,24 +115,25 @@ class CapturedStep(TrainingStep):
                 self._graph = None
                 self._refuse(f"{changed[0]} changed within an epoch, in which captured steps used its old value")
 
-    def _train(self, inputs: "_StaticInputs", part: UpdatePart) -> dict[str, Tensor]:
+    def _train(self, batch: Batch, inputs: "_StaticInputs", part: UpdatePart) -> dict[str, Tensor]:
+        """Train on a batch, which was copied into `inputs`."""
         self._drop_old_graph()
         if self._graph is None and self._eager_steps < _EAGER_STEPS:
             self._eager_steps += 1
             if self._eager_steps == 2:
-                return self._run_watched(inputs, part)
-            return self._run_eagerly(inputs.batch, inputs.outputs, part)
+                return self._run_watched(batch, inputs, part)
+            return self._run_eagerly(batch, inputs.outputs, part)
         if self._graph is None:
             self._capture(inputs, part)
         if self._graph is None:
-            return self._run_eagerly(inputs.batch, inputs.outputs, part)
-        return self._replay(self._graph)
+            return self._run_eagerly(batch, inputs.outputs, part)
+        return self._replay(self._graph, batch)
 
-    def _run_watched(self, inputs: "_StaticInputs", part: UpdatePart) -> dict[str, Tensor]:
+    def _run_watched(self, batch: Batch, inputs: "_StaticInputs", part: UpdatePart) -> dict[str, Tensor]:
         """Run eagerly what the graph will hold, and refuse to capture it if it waits for the device."""
         with _waits_for_device() as waits:
             losses = self._compute(inputs, part)
-        self._finish_update()
+        self._finish_update(batch)
         if waits:
             self._refuse(f"it waits for the device in {waits[0]}")
         return losses
@@ -154,6 +154,7 @@ class CapturedStep(TrainingStep):
     def _run_eagerly(self, batch: Batch, outputs: Mapping[str, TeacherOutput], part: UpdatePart) -> dict[str, Tensor]:
         all_outputs = {**outputs, **self.open_stage.teacher_outputs(batch, self._in_graph)}
         losses = self.add_gradients(batch, all_outputs, part)
+        self.state.observe(batch)
         self.state.optimizer_step()
         return losses
 
@@ -165,8 +166,9 @@ class CapturedStep(TrainingStep):
             self.state.update_weights()
         return losses
 
-    def _finish_update(self) -> None:
-        """Run the rest of the update."""
+    def _finish_update(self, batch: Batch) -> None:
+        """Run the rest of the step on a batch."""
+        self.state.observe(batch)
         updated = True if self._graph_updates else self.state.update_weights()
         self.state.advance(updated=updated)
 
@@ -209,16 +211,16 @@ class CapturedStep(TrainingStep):
         options = [{**group} for group in self.state.optimizer.param_groups]
         self._graph = _Graph(graph, tuple(losses), values, gradients, outputs, options, python_state)
 
-    def _replay(self, graph: "_Graph") -> dict[str, Tensor]:
+    def _replay(self, graph: "_Graph", batch: Batch) -> dict[str, Tensor]:
         self._current_weights()
         graph.graph.replay()
         if not self._graph_updates:
             for parameter, gradient in zip(self.state.parameters, graph.gradients, strict=True):
                 parameter.grad = gradient
-        self._finish_update()
         if graph.student_outputs:  # copies: a teacher may keep them
             copies = {name: output.clone() for name, output in graph.student_outputs.items()}
             self.open_stage.module.student_outputs = copies
+        self._finish_update(batch)
         return dict(zip(graph.labels, graph.losses.clone().unbind(), strict=True))
 
     def _current_weights(self) -> Mapping[str, Any] | None:

@@ -92,7 +92,7 @@ class EpochTrainer:
             epoch=epoch,
             batch=batch,
             terms=Figures(values),
-            learning_rate=self.state.optimizer.param_groups[0]["lr"],
+            learning_rate=self.state.optimizer.param_groups[0]["lr"],  # unlike state.lr, does not wait for the device
         )
         self.ctx.callbacks.call("step_ended", event)
         requested, position = self.ctx.callbacks.take_stop(), self.progress.position

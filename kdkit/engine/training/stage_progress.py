@@ -28,8 +28,9 @@ class EpochPosition:
     """The position in an epoch.
 
     batches: trained so far. seconds: of training so far. means: of the terms so far. terms: the means over the whole
-    epoch if only the validation is left; otherwise None. stopped_by: the callback that ends the stage after this epoch,
-    if a step of it did so. rng: the random states of this rank in the checkpoint that the epoch is resumed from.
+    epoch if only the validation is left; otherwise None. stopped_by: the callback that requested in a step that the
+    stage ends after this epoch; None if none did. rng: the random states of this rank in the checkpoint that the epoch
+    is resumed from.
     """
 
     batches: int = 0

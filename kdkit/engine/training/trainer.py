@@ -54,37 +54,26 @@ class StageTrainer:
     def train(self) -> None:
         """Train all epochs, and load the best weights into the networks. A finished stage is loaded from its folder."""
         if self.folder.finished:
-            _, self.progress.history = self.folder.load_finished()
-            self.progress.best.weights = {net.name: self.folder.load_weights(net.name) for net in self.stage.objectives}
-            with self.folder.reading(self.folder.path):  # a run may be forced to resume with other networks
-                self._load_best()
+            self._load_finished()
             return
         try:
             with located(self._describe_location, self.ctx.options.out):
                 self._train()
+                self._warn_about_history()
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt | Terminated):
                 self._load_best()  # a caller that catches the interrupt gets the best weights, not those of this epoch
             if not self.ctx.interrupts.at_once:
                 self.folder.wait_or_warn()
             raise
-        try:
+        self._finish()
+
+    def _load_finished(self) -> None:
+        """Load the history and the best weights of a finished stage from its folder."""
+        _, self.progress.history = self.folder.load_finished()
+        self.progress.best.weights = {net.name: self.folder.load_weights(net.name) for net in self.stage.objectives}
+        with self.folder.reading(self.folder.path):  # a run may be forced to resume with other networks
             self._load_best()
-        except ValueError as error:
-            raise KdkitError(
-                f"stage {self.stage.name!r}: the weights of its best epoch no longer fit, because the tensors of a "
-                f"network have changed since then: {error}; if a callback prunes weights, add masks in the recipe, "
-                "with torch.nn.utils.prune.identity(layer, 'weight')"
-            ) from error
-        summary = {
-            "best_epoch": self.progress.best.epoch,
-            "value": self.progress.best.value,
-            "epochs": len(self.history),
-            "stopped_by": self._stopped_by(),
-            "peak_memory_bytes": self.progress.peak_memory,
-            "teacher_cache": self.progress.cache_entries or None,
-        }
-        self.folder.finish({name: value for name, value in summary.items() if value is not None})
 
     def _train(self) -> None:
         """Open the stage, resume it from its last checkpoint, and train the remaining epochs."""
@@ -117,20 +106,6 @@ class StageTrainer:
                         break
                     epochs.train(epoch)
                 checkpoints.finish()
-        if math.isnan(self.progress.best.value) and self.training.keep == "best":
-            warnings.warn(
-                f"stage {self.stage.name!r}: {self.monitor.metric.name!r} was undefined on the validation split "
-                "in every epoch, so it could not choose the best epoch, and the last one is kept",
-                stacklevel=2,
-            )
-        # In a first epoch, a teacher such as Past has no output, and the average of the student may be the student.
-        for label in self.history[0]["terms"] if len(self.history) > 1 else ():
-            if all(entry["terms"][label] == 0 for entry in self.history):
-                warnings.warn(
-                    f"stage {self.stage.name!r}: term {label!r} was 0 in every batch, so it had no effect; its loss "
-                    "may have left out all samples, as a mask or a threshold can",
-                    stacklevel=2,
-                )
 
     @contextmanager
     def _opened(self, batch: Batch) -> Iterator[OpenStage]:
@@ -179,6 +154,45 @@ class StageTrainer:
         values = (entry[self.monitor.metric.name] for entry in self.history)
         improved = next((epoch for epoch, value in enumerate(values) if value == best.value), best.epoch)
         return "patience" if patience is not None and epochs - improved > patience else None
+
+    def _warn_about_history(self) -> None:
+        """Warn if the monitored metric could not choose an epoch, and about terms without effect."""
+        if math.isnan(self.progress.best.value) and self.training.keep == "best":
+            warnings.warn(
+                f"stage {self.stage.name!r}: {self.monitor.metric.name!r} was undefined on the validation split "
+                "in every epoch, so it could not choose the best epoch, and the last one is kept",
+                stacklevel=2,
+            )
+        # In a first epoch, a teacher such as Past has no output, and the average of the student may be the student.
+        if len(self.history) < 2:
+            return
+        for label in self.history[0]["terms"]:
+            if all(entry["terms"][label] == 0 for entry in self.history):
+                warnings.warn(
+                    f"stage {self.stage.name!r}: term {label!r} was 0 in every batch, so it had no effect; its loss "
+                    "may have left out all samples, as a mask or a threshold can",
+                    stacklevel=2,
+                )
+
+    def _finish(self) -> None:
+        """Load the best weights into the networks, and write the summary that marks the stage as finished."""
+        try:
+            self._load_best()
+        except ValueError as error:
+            raise KdkitError(
+                f"stage {self.stage.name!r}: the weights of its best epoch no longer fit, because the tensors of a "
+                f"network have changed since then: {error}; if a callback prunes weights, add masks in the recipe, "
+                "with torch.nn.utils.prune.identity(layer, 'weight')"
+            ) from error
+        summary = {
+            "best_epoch": self.progress.best.epoch,
+            "value": self.progress.best.value,
+            "epochs": len(self.history),
+            "stopped_by": self._stopped_by(),
+            "peak_memory_bytes": self.progress.peak_memory,
+            "teacher_cache": self.progress.cache_entries or None,
+        }
+        self.folder.finish({name: value for name, value in summary.items() if value is not None})
 
     def _load_best(self) -> None:
         """Load the best weights into the networks. They keep their current weights if no epoch is finished."""

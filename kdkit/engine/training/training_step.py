@@ -38,9 +38,9 @@ class TrainingStep:
     def __call__(self, batch: Batch, part: UpdatePart) -> dict[str, Tensor]:
         """Train on a batch, and return the unweighted value of every term by label, detached."""
         losses = self.add_gradients(batch, self.open_stage.teacher_outputs(batch), part)
+        self.state.observe(batch)
         if part.ends_update:
             self.state.optimizer_step()
-        self.state.observe(batch)
         return losses
 
     def epoch(self) -> AbstractContextManager[Any]:

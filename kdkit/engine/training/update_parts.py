@@ -108,7 +108,8 @@ class Updates:
         counts = self._counted(update, shares)
         total = world_size() * all_reduce_mean(torch.stack(counts).sum(0)) if counts else None
         for index, part in enumerate(parts):
-            # Every term will be multiplied by rank_weight / divisor, its weight by samples, and averaged over ranks.
+            # The step multiplies every term by rank_weight / divisor, which is right for a mean over samples, and
+            # averages the gradients over the ranks. This factor undoes both.
             inverse = part.divisor / part.rank_weight * world_size()
             factors: dict[str, Tensor | float] = dict.fromkeys(self._sums, shares[index] * inverse)
             if total is not None:

@@ -44,7 +44,7 @@ class LoadedWeights:
 def load_weights(
     module: nn.Module, path: Path, name: str, *, key: str | None = None, strict: bool = True
 ) -> LoadedWeights:
-    """Load the weights of a file or a folder into a module, and return a note about the choices that were made.
+    """Load the weights of a file or a folder into a module, and return what was loaded.
 
     The file may hold one or several state dicts under any keys. The keys in a state dict may have the prefixes of
     wrappers, of known names such as "student.", or a prefix that all keys share. Prefixes are removed if the file then

@@ -23,7 +23,7 @@ from kdkit.utils.devices import uses_tf32
 FORMAT = 5  # the version of the files and the key; increase it whenever either changes
 # Attributes of a Net that are already among the facts, or that its outputs do not depend on.
 _NET_ATTRIBUTES = ("name", "module", "view", "element", "classes", "version", "trained", "recompute", "channels_last",
-                   "device", "weights_note", "loaded", "_copies_inputs", "taken_element")  # fmt: skip
+                   "device", "loaded", "_copies_inputs", "taken_element")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

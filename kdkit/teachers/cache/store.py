@@ -234,29 +234,39 @@ class Store:
     def _verify(self, draw: int, rows: Tensor) -> tuple[Tensor, ...]:
         """Verify the checksums of unverified rows: of the whole draw if draws are held in memory, otherwise of `rows`.
 
-        Returns the parts of `rows` if all of them were read and match, otherwise ().
+        Returns the parts of `rows` if all of them were read from the files and match, otherwise ().
         """
-        requested = rows
-        if not bool((self._state[draw].index_select(0, rows) == _UNVERIFIED).any()):
+        unverified = rows[self._state[draw].index_select(0, rows) == _UNVERIFIED]
+        if not len(unverified):
             return ()
         if self._most_held:
-            rows = torch.arange(self.samples)
-        rows = rows[self._state[draw].index_select(0, rows) == _UNVERIFIED]
-        is_new = bool(self._most_held) and draw not in self._held
-        # A draw that is not held yet is read as a whole, and in place because it may be large.
-        parts = self._read_draw(draw) if is_new else self._read_rows(draw, rows, complete=False)
-        checksums = self._checksums_of(draw, rows, parts, in_draw=is_new)
+            self._verify_draw(draw)
+            return ()
+        parts = self._read_rows(draw, unverified, complete=False)
+        are_intact = self._compare_checksums(draw, unverified, self._checksums_of(draw, unverified, parts))
+        return parts if are_intact and len(unverified) == len(rows) else ()
+
+    def _verify_draw(self, draw: int) -> None:
+        """Read the unverified rows of a draw into memory, and verify their checksums."""
+        rows = (self._state[draw] == _UNVERIFIED).nonzero().flatten()
+        if draw in self._held:
+            parts = self._read_rows(draw, rows, complete=False)
+            checksums = self._checksums_of(draw, rows, parts)
+            for held, part in zip(self._held_draw(draw), parts, strict=True):
+                held.index_copy_(0, rows, part)
+        else:  # read as a whole, and in place because it may be large
+            checksums = self._checksums_of(draw, rows, self._read_draw(draw), in_draw=True)
+        self._compare_checksums(draw, rows, checksums)
+        self._find_intact_draws()
+
+    def _compare_checksums(self, draw: int, rows: Tensor, checksums: NDArray[np.uint32]) -> bool:
+        """Mark the rows as intact or damaged by the checksums of what was read, and return whether all are intact."""
         intact = torch.from_numpy(checksums == self._checksums[draw, rows.numpy()])
         self._state[draw].index_copy_(0, rows, torch.where(intact, _INTACT, _DAMAGED).to(torch.uint8))
-        if not bool(intact.all()):
-            self._count_damaged(draw, rows[~intact])
-        if self._most_held:
-            if not is_new:
-                for held, part in zip(self._held_draw(draw), parts, strict=True):
-                    held.index_copy_(0, rows, part)
-            self._find_intact_draws()
-            return ()
-        return parts if bool(intact.all()) and len(rows) == len(requested) else ()
+        if bool(intact.all()):
+            return True
+        self._count_damaged(draw, rows[~intact])
+        return False
 
     def _count_damaged(self, draw: int, rows: Tensor) -> None:
         new = {(draw, row) for row in rows.tolist()} - self._damaged_rows

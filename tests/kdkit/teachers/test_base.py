@@ -100,12 +100,12 @@ class CustomTeacher:
         return self.sessions[-1]
 
 
-def test_a_user_defined_teacher_is_called_and_notified():
+def test_a_user_defined_teacher_is_called_and_notified_in_the_documented_order():
     teacher, student = CustomTeacher(), tiny_net("student")
     result = run(one_stage(student, plain_goal() + Match(teacher, SoftTargets())), device="cpu")
     assert result.history["student"][0]["terms"]["custom/soft_targets"] > 0
     # Eight samples are two batches of four; the names of the students are passed to `observe`.
-    step = ["on_step", ["student"]]
+    step = [["student"], "on_step"]
     assert teacher.sessions[-1].calls == [*step, *step, "on_epoch_end"]
 
 
@@ -117,6 +117,19 @@ class FunctionSession(TeacherSession):
 
     def __call__(self, batch):
         return self.function(batch)
+
+
+def test_a_student_is_not_trained_through_the_outputs_of_a_user_defined_teacher():
+    student, teacher, targets = tiny_net("student"), CustomTeacher(), []
+    teacher.open = lambda taps, context: FunctionSession(lambda batch: TeacherOutput(student(batch)))
+
+    def loss(outputs, target):
+        targets.append(target)
+        return F.mse_loss(outputs, target + 1)
+
+    run(one_stage(student, plain_goal() + Match(teacher, loss)), device="cpu")
+    assert targets
+    assert not any(target.requires_grad for target in targets)
 
 
 def problems_with_outputs(function, tap=None):
