@@ -1,0 +1,150 @@
+"""Metrics of the rank of the correct class, such as of the relevant item among the candidates of a query."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdkit.errors import DataError
+from kdkit.metrics.base import (
+    Predictions,
+    ratio,
+    reduced_positions,
+    require_class_outputs,
+    true_classes,
+    undefined_by_class,
+)
+from kdkit.metrics.resampling import CountedMetric, Counts, Resampled
+from kdkit.utils.validation import validate_count
+
+
+@dataclass(frozen=True, slots=True)
+class RankMetric(CountedMetric):
+    """Base class of means of a gain, which depends on the rank of the class of a sample among its outputs.
+
+    For labels per position, it is the mean over all positions with a label. Among equal outputs, the first class comes
+    first. k: ranks that are not among the first k have no gain.
+    """
+
+    accepts_positions: ClassVar[bool] = True
+    k: int = 10
+
+    def __post_init__(self) -> None:
+        validate_count("k", self.k)
+
+    @property
+    def name(self) -> str:
+        """The name in tables."""
+        raise NotImplementedError
+
+    def gains(self, ranks: Tensor) -> Tensor:
+        """Return the gain of each rank, of the same shape. ranks: how many classes come before the label."""
+        raise NotImplementedError
+
+    def reduce_positions(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Return the total gain of the labels of each sample, and how many it has, (batch, 2)."""
+        self.require_classes(outputs.shape[1])
+        if labels.ndim == outputs.ndim:
+            raise self._several_labels()
+        has_label = labels >= 0
+        gains = self.gains(_ranks(outputs, labels.clamp(min=0).long())) * has_label
+        return torch.stack([numbers.flatten(1).sum(1) for numbers in (gains, has_label)], 1)
+
+    def resampled(self, test: Predictions, counts: Counts) -> Resampled:
+        """Return the mean for each resample."""
+        if test.per_position:
+            gains, labels = reduced_positions(self, test).astype(np.float64).T @ counts
+        else:
+            if test.labels.ndim != 1:
+                raise self._several_labels()
+            require_class_outputs(test)
+            true_classes(test)  # raises DataError for labels that are not classes
+            self.require_classes(len(test.classes))
+            ranks = _ranks(torch.from_numpy(test.outputs), torch.from_numpy(test.labels.astype(np.int64)))
+            gains = self.gains(ranks).numpy() @ counts.astype(np.float64)
+            labels = counts.sum(0, dtype=np.float64)
+        return Resampled(ratio(gains, labels), undefined_by_class(test, counts.shape[1]))
+
+    def require_classes(self, classes: int) -> None:
+        """Raise DataError if the metric means nothing for as many classes."""
+
+    def _several_labels(self) -> DataError:
+        advice = "use CrossEntropy or F1 for several labels"
+        return DataError(f"{self.name} takes one class per sample or position; {advice}")
+
+
+@dataclass(frozen=True, slots=True)
+class TopKAccuracy(RankMetric):
+    """The share of samples whose class is among the k with the largest outputs: multiclass, in [0, 1].
+
+    For labels per position, it is the share of all positions with a label. k: less than the number of classes. It is
+    the recall at k, and the hit rate, of rankings with one relevant item.
+    """
+
+    k: int = 5
+
+    @property
+    def name(self) -> str:
+        """The name in tables, such as top_5_accuracy."""
+        return f"top_{self.k}_accuracy"
+
+    def gains(self, ranks: Tensor) -> Tensor:
+        """Return whether each rank is among the first k."""
+        return ranks < self.k
+
+    def require_classes(self, classes: int) -> None:
+        """Raise DataError if all classes are among the first k."""
+        if self.k >= classes:
+            raise DataError(f"{self.name} is 1 for every network with {classes} classes; pass a smaller k")
+
+
+@dataclass(frozen=True, slots=True)
+class MRR(RankMetric):
+    """The mean reciprocal rank of the class of a sample, of rankings with one relevant item: multiclass, in [0, 1].
+
+    1 if the class has the largest output, 1/2 if it has the second largest, and 0 if it is not among the first k. For
+    labels per position, it is the mean over all positions with a label. Among equal outputs, the first class comes
+    first, so equal scores of all items are not the best.
+    """
+
+    @property
+    def name(self) -> str:
+        """The name in tables, such as mrr_10."""
+        return f"mrr_{self.k}"
+
+    def gains(self, ranks: Tensor) -> Tensor:
+        """Return the reciprocal of each rank, counted from 1."""
+        return (ranks < self.k) / (ranks + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class NDCG(RankMetric):
+    """Normalised discounted cumulative gain of rankings with one relevant item: multiclass, in [0, 1].
+
+    1/log2(1 + rank) of the class of a sample, whose rank is 1 if it has the largest output, and 0 if it is not among
+    the first k; the ideal gain is 1. For labels per position, it is the mean over all positions with a label. Among
+    equal outputs, the first class comes first, so equal scores of all items are not the best.
+    """
+
+    @property
+    def name(self) -> str:
+        """The name in tables, such as ndcg_10."""
+        return f"ndcg_{self.k}"
+
+    def gains(self, ranks: Tensor) -> Tensor:
+        """Return the discount of each rank."""
+        return (ranks < self.k) / (ranks + 2).log2()
+
+
+def _ranks(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Return how many classes come before the label, (batch, ...), for outputs (batch, classes, ...).
+
+    Among equal outputs, the first class comes first, as in argmax: a network with constant outputs must not be right.
+    NaN comes first, so that a network with NaN is not right either.
+    """
+    of_label = outputs.gather(1, labels.unsqueeze(1))
+    classes = torch.arange(outputs.shape[1], device=outputs.device).view(1, -1, *(1 for _ in outputs.shape[2:]))
+    comes_later = (outputs < of_label) | ((outputs == of_label) & (classes >= labels.unsqueeze(1)))
+    return (~comes_later).sum(1)
