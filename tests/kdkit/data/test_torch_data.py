@@ -116,6 +116,7 @@ def test_the_targets_of_a_dataset_set_the_number_of_classes():
 def test_a_tensor_dataset_has_one_draw():
     assert tiny_data().draws == 1
     assert TorchData(Subset(samples(), [0, 1]), samples(), classes=["a", "b", "c"]).draws == 1
+    assert TorchData(samples(), DataLoader(samples(), 4), classes=["a", "b", "c"]).draws == 1
 
 
 class Shifted(TensorDataset):

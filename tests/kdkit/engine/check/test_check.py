@@ -574,7 +574,7 @@ def test_metrics_of_packed_labels_are_tried_on_those_of_the_validation_split_if_
     plan = check(Recipe(data=data, schedule=[stage], metrics=(R2(),)))
     (problem,) = plan.problems
     assert "metric 'r2' does not fit this data (regression) and net 'student'" in problem
-    assert any("metric 'r2' does not fit this data (regression) and net 'teacher':" in notice for notice in plan.notices)
+    assert any("metric 'r2' does not fit this data (regression) and net 'teacher'" in text for text in plan.notices)
 
 
 def test_a_net_with_a_wrong_number_of_outputs_for_its_classes_is_a_problem():
