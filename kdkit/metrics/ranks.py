@@ -13,11 +13,14 @@ from kdkit.metrics.base import (
     ratio,
     reduced_positions,
     require_class_outputs,
+    row_blocks,
     true_classes,
     undefined_by_class,
 )
 from kdkit.metrics.resampling import CountedMetric, Counts, Resampled
 from kdkit.utils.validation import validate_count
+
+_BLOCK = 2**22  # the number of comparisons in memory at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,9 @@ class RankMetric(CountedMetric):
             require_class_outputs(test)
             true_classes(test)  # raises DataError for labels that are not classes
             self.require_classes(len(test.classes))
-            ranks = _ranks(torch.from_numpy(test.outputs), torch.from_numpy(test.labels.astype(np.int64)))
+            outputs, indices = torch.from_numpy(test.outputs), torch.from_numpy(test.labels.astype(np.int64))
+            blocks = row_blocks(test.outputs.shape, _BLOCK)
+            ranks = torch.cat([indices[:0], *(_ranks(outputs[rows], indices[rows]) for rows in blocks)])
             gains = self.gains(ranks).numpy() @ counts.astype(np.float64)
             labels = counts.sum(0, dtype=np.float64)
         return Resampled(ratio(gains, labels), undefined_by_class(test, counts.shape[1]))
