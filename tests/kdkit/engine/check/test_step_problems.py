@@ -90,14 +90,14 @@ class Words(nn.Module):
         return vectors.mean(1) if self.head is None else self.head(vectors.mean(1))
 
 
-def words_recipe(optimizer, *, hidden=False, dense=False):
+def words_recipe(optimizer, *, hidden=False, dense=False, **options):
     samples = TensorDataset(torch.randint(0, 10, (12, 5)), torch.arange(12) % 3)
     net, teacher = (
         Net("student", Words(hidden=hidden, dense=dense)),
         Net("t", Words(hidden=False, dense=True), trained=True),
     )
     objective = Truth(nn.CrossEntropyLoss()) + Match(teacher, SoftTargets())
-    stage = Stage({net: objective}, Training(epochs=1, batch_size=4, optimizer=optimizer))
+    stage = Stage({net: objective}, Training(epochs=1, batch_size=4, optimizer=optimizer, **options))
     return Recipe(data=TorchData(samples, samples), schedule=[stage])
 
 
@@ -116,6 +116,13 @@ def test_an_optimizer_that_does_not_take_the_sparse_gradients_of_a_part_is_refus
     (problem,) = kdkit.check(words_recipe(Optimizer(torch.optim.SparseAdam, lr=0.1), dense=True)).problems
     assert "SparseAdam cannot step" in problem
     assert "; torch.optim.SGD and Adagrad take both" in problem
+
+
+def test_a_balancer_of_sparse_gradients_is_refused_with_the_remedy():
+    recipe = words_recipe(Optimizer(torch.optim.SGD, lr=0.1), balancing=kdkit.recipe.balancing.PCGrad())
+    (problem,) = kdkit.check(recipe).problems
+    assert "PCGrad() fails in this stage" in problem
+    assert problem.endswith("; embeddings without sparse=True have dense gradients")
 
 
 def test_groups_that_leave_out_the_parameters_of_a_loss_are_found_by_the_check():
