@@ -64,7 +64,7 @@ class NearestNeighbours(CountedMetric):
             return ""
         return (
             f"{len(missing)} of {len(classes)} classes have no sample in the validation split, so theirs are never "
-            "right; if the splits have different classes, such as people, compare pairs in a metric of your own"
+            "right: if splits have different classes, such as people, compare pairs in a metric of your own"
         )
 
     def _is_right(self, test: Predictions, reference: Predictions) -> Iterator[Bools]:
