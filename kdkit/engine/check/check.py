@@ -81,7 +81,7 @@ def check(
     problems += _baseline_problems(checks)
     # A net that a stage trains has been validated by its metrics, which may be of packed outputs of any shape.
     trained = {net for stage in recipe.stages for net in stage.objectives}
-    without = {net: reason for item in checks for net, reason in item.without_metrics.items() if net not in trained}
+    without = {net: notice for item in checks for net, notice in item.without_metrics.items() if net not in trained}
     return Plan(
         stage_plans=tuple(item.plan() for item in checks),
         problems=tuple(dict.fromkeys(problems)),  # outputs are checked both in training and in eval mode
@@ -93,7 +93,7 @@ def check(
             *direction_notices(recipe.metrics),
             *group_notices(recipe.data),
             *overlap_notices(recipe),
-            *(f"net {net.name!r} has no metrics: {without[net]}" for net in sorted(without, key=lambda net: net.name)),
+            *without.values(),
         ),
         loader_batch=next((item.loader_batch for item in checks if item.loader_batch is not None), None),
     )
@@ -103,8 +103,8 @@ def check(
 class _StageCheck:
     """The result of checking one stage.
 
-    without_metrics: teachers that have none, and why. untrained_outputs, untrained_weights: see `Facts`; other fields:
-    see `Plan` and `StagePlan`.
+    without_metrics: teachers that have none, with a notice that says why. untrained_outputs, untrained_weights: see
+    `Facts`; other fields: see `Plan` and `StagePlan`.
     """
 
     stage: Stage
@@ -162,7 +162,9 @@ def _check_stage(
                 reason = "its outputs are not about the data's classes"
                 if context.task == "regression":
                     reason = "its outputs have the shape neither of those of a student nor of the labels"
-                result.without_metrics = dict.fromkeys(feature_teachers(facts), reason)
+                result.without_metrics = {
+                    net: f"net {net.name!r} has no metrics: {reason}" for net in feature_teachers(facts)
+                }
             result.problems = facts.problems or [*update_problems(open_stage, batch)]
             result.peak_memory_bytes = memory.peak(device)
             if not result.problems and context.has_labels:  # otherwise see `validation_problems`
@@ -182,7 +184,7 @@ def _check_stage(
                 if net in stage.objectives:
                     result.problems += reasons
                 elif reasons:  # it can still teach
-                    result.without_metrics[net] = "; ".join(reasons)
+                    result.without_metrics[net] = "; ".join([*reasons, "it teaches, but has no metrics"])
     except KdkitError as error:
         result.problems = [str(error)]
     except (RuntimeError, MemoryError, OSError) as error:
