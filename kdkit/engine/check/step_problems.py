@@ -53,8 +53,7 @@ def update_problems(open_stage: OpenStage, batch: Batch) -> Iterator[str]:
                 f"in place, and must compute the same values in a second pass: {reason}"
             )
         else:
-            advice = "; embeddings without sparse=True have dense gradients" if "sparse" in reason else ""
-            yield f"{training.balancing!r} fails in this stage: {reason}{advice}"
+            yield f"{training.balancing!r} fails in this stage: {reason}"
 
 
 def batch_problems(open_stage: OpenStage, data: Data, batch: Batch) -> Iterator[str]:
