@@ -117,10 +117,11 @@ def draw_notices(split: TorchSplit, draws: int | None) -> Iterator[str]:
         return
     uncached = "so outputs of teachers that see the change are not cached"
     if split.is_drawn:
+        collate = "draw random numbers in the dataset, not in the collate_fn; " if split.has_own_collate else ""
         yield (
             "draws=... seeds the random states of Python, NumPy and torch for each sample, but samples of the training "
-            f"data still change when they are read again, {uncached}; if the dataset has its own generator, such as "
-            "that of Albumentations, seed it in __getitem__ from these states"
+            f"data still change when they are read again, {uncached}; {collate}if the dataset has its own generator, "
+            "such as that of Albumentations, seed it in __getitem__ from these states"
         )
     else:
         yield (

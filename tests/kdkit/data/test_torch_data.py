@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader, Dataset, IterableDataset, StackDataset, Subset, TensorDataset
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    StackDataset,
+    Subset,
+    TensorDataset,
+    default_collate,
+)
 
 from kdkit import DataError, LoaderSplit, TorchData, Unlabelled
 from kdkit.data.order import require_lengths, training_order
@@ -720,6 +728,16 @@ def test_the_number_of_draws_is_tried_on_a_few_samples(draw, draws, notice):
     data = TorchData(Augmented(draw), Augmented(lambda: torch.zeros(4)), classes=["a", "b", "c"], draws=draws)
     assert [text[:20] for text in data.notices] == ([] if notice is None else [notice[:20]])
     assert notice or draws > 1 or torch.equal(torch.get_rng_state(), state)
+
+
+def test_random_numbers_of_a_collate_fn_are_noticed_if_samples_have_draws():
+    def noisy(rows):
+        inputs, labels = default_collate(rows)
+        return inputs + torch.randn(len(rows), 4), labels
+
+    splits = Augmented(lambda: torch.zeros(4)), DataLoader(samples(), 4)
+    (notice,) = TorchData(*splits, classes=["a", "b", "c"], draws=2, collate_fn=noisy).notices
+    assert "are not cached; draw random numbers in the dataset, not in the collate_fn; if" in notice
 
 
 def test_samples_of_evaluation_that_change_are_noticed():
