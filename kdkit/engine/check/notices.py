@@ -77,11 +77,12 @@ def _large_outputs(facts: Facts, data: Data) -> Iterator[str]:
     """Yield a notice if the scores of all classes, such as of items or identities, take much memory in evaluations."""
     if facts.context.task == "regression" or facts.context.position_dims:
         return
-    for name, split in {"validation": data.validation, "test": data.test}.items():
-        size = 4 * len(split) * len(data.classes) if isinstance(split, Split) else 0
+    for name, split in (("validation", data.validation), ("test", data.test)):
+        count = len(split) if isinstance(split, Split) else 0
+        size = 4 * count * len(data.classes)
         if size > _LARGE_OUTPUTS:
             yield (
-                f"the outputs of a net for the {len(split):,} samples and {len(data.classes):,} classes of the {name} "
+                f"the outputs of a net for the {count:,} samples and {len(data.classes):,} classes of the {name} "
                 f"data take {format_bytes(size)}, in memory and in the run folder; to need less, pass fewer samples, "
                 "or return embeddings in evaluations, with a metric that has reduce_network"
             )
