@@ -16,6 +16,7 @@ from kdkit.utils.randomness import preserve_rng_state
 
 _REPEATED = 4  # samples that are read twice
 _FIRST = 32  # masks whose values are searched
+_RARE = 0.01  # a probability below which something is not taken for chance
 _FEW = 8  # with fewer samples, the classes may be a matter of chance
 
 
@@ -43,8 +44,9 @@ def label_notices(labels: Mapping[str, SplitLabels], task: Task, ignored: tuple[
         )
     if task == "multiclass" and all(split.is_complete and split.form == "indices" for split in labels.values()):
         of_classes = torch.cat([without_ignored(split.rows.cpu(), ignored) for split in labels.values()])
-        least = int(of_classes.min()) if len(of_classes) else 0
-        if least > 0:
+        least, most = map(int, of_classes.aminmax()) if len(of_classes) else (0, 0)
+        # Of many classes with few samples, such as items, the first ones may be missing by chance.
+        if least > 0 and (1 - least / (most + 1)) ** len(of_classes) < _RARE:
             yield (
                 f"no label is below {least}, and classes are numbered from 0: if those of the data are numbered from "
                 f"{least}, subtract {least} from the labels"
