@@ -40,10 +40,24 @@ def test_rankings_with_one_relevant_item_have_the_values_of_scikit_learn():
     assert (MRR(3).name, NDCG().name) == ("mrr_3", "ndcg_10")
 
 
+def test_rankings_with_several_relevant_items_have_the_values_of_scikit_learn():
+    labels = (RANDOM.random((60, 7)) < 0.3).astype(np.float32)
+    labels[:, 0] = 1
+    unlabelled = np.zeros((4, 7), np.float32)  # such as users without a purchase in the test period, who do not count
+    test = multiclass(np.concatenate([LOGITS, LOGITS[:4]]), np.concatenate([labels, unlabelled]))
+    for k in (1, 3, 7, 20):
+        assert NDCG(k).compute(test).value == pytest.approx(ndcg_score(labels, LOGITS, k=k))
+    first = np.take_along_axis(labels, (-LOGITS).argsort(1), 1).argmax(1)
+    assert MRR(3).compute(test).value == pytest.approx(np.where(first < 3, 1 / (1 + first), 0).mean())
+    constant = multiclass(np.zeros((60, 7)), np.eye(7)[LABELS])
+    for metric in (MRR(3), NDCG(3)):  # as for one class
+        assert metric.compute(constant).value == pytest.approx(metric.compute(multiclass(np.zeros((60, 7)))).value)
+
+
 @pytest.mark.parametrize("metric", METRICS, ids=repr)
 def test_a_network_with_constant_outputs_is_right_for_the_first_classes_only(metric):
     result = metric.compute(multiclass(np.zeros_like(LOGITS)))
-    assert result.value == pytest.approx(metric.gains(torch.from_numpy(LABELS)).double().mean().item())
+    assert result.value == pytest.approx(metric._gains(torch.from_numpy(LABELS)).double().mean().item())
     assert result.value < 0.5
 
 
@@ -72,5 +86,7 @@ def test_options_and_labels_that_do_not_fit_are_refused():
         TopKAccuracy(0)
     with pytest.raises(DataError, match="top_7_accuracy is 1 for every network with 7 classes; pass a smaller k"):
         TopKAccuracy(7).compute(multiclass())
-    with pytest.raises(DataError, match="mrr_10 takes one class per sample"):
-        MRR().compute(several)
+    with pytest.raises(DataError, match="top_2_accuracy takes one class per sample"):
+        TopKAccuracy(2).compute(several)
+    with pytest.raises(DataError, match="mrr_10 takes one class per sample or position"):
+        MRR().reduce_positions(torch.zeros(2, 3, 4), torch.zeros(2, 3, 4))
