@@ -9,6 +9,7 @@ from rich.tree import Tree
 from kdkit.cli.estimates import describe_projector, describe_weight, estimate_lines, training_facts, type_name
 from kdkit.engine.check.plan import Plan, TermSummary
 from kdkit.engine.stage.terms import uses_labels
+from kdkit.recipe.objective import model_loss
 from kdkit.recipe.recipe import weighted_terms
 from kdkit.utils.reprs import format_bytes
 
@@ -53,8 +54,8 @@ def nets_table(plan: Plan) -> Table:
         terms = [weighted.term for stage in plan.stages for owner, weighted in weighted_terms(stage) if owner is net]
         # A dict instead of a set, to list each teacher once and in the order of the terms.
         teachers = dict.fromkeys(term.teacher.name for term in terms if term.teacher is not None)
-        reads_labels = any(map(uses_labels, terms))
-        sources = ", ".join([*(["labels"] if reads_labels else []), *teachers]) or "already trained"
+        own = {"labels": any(map(uses_labels, terms)), "its own loss": any(term.loss is model_loss for term in terms)}
+        sources = ", ".join([*(name for name, is_used in own.items() if is_used), *teachers]) or "already trained"
         size = f"{net.parameters:,}"
         if terms and not all(parameter.requires_grad for parameter in net.network.parameters()):  # such as LoRA
             trained = sum(parameter.numel() for parameter in net.network.parameters() if parameter.requires_grad)

@@ -159,6 +159,11 @@ def require_form(labels: Sequence[SplitLabels], task: Task) -> None:
             advice = (
                 "; for one class at positions, such as frames, that is (samples, 1, positions): labels.unsqueeze(1)"
             )
+        elif task == "regression" and not with_columns[0].rows.is_floating_point():
+            advice = (
+                "; if a loss that the model computes takes those of training, such as the identities of faces, put "
+                "them among the inputs of Unlabelled(...), and use kdkit.model_loss"
+            )
         elif 2 not in dims and dims:
             advice = "; classes must be the second dimension: if they are the last one, labels.movedim(-1, 1)"
         raise DataError(

@@ -15,6 +15,7 @@ from kdkit.data.reading import samples_change
 from kdkit.data.torch_splits import TorchSplit, dataset_of, is_fixed, is_plain, tensors_of
 
 _FIRST = 32  # masks whose values are searched
+_RARE = 0.01  # a probability below which something is not taken for chance
 _FEW = 8  # with fewer samples, the classes may be a matter of chance
 
 
@@ -42,8 +43,9 @@ def label_notices(labels: Mapping[str, SplitLabels], task: Task, ignored: tuple[
         )
     if task == "multiclass" and all(split.is_complete and split.form == "indices" for split in labels.values()):
         of_classes = torch.cat([without_ignored(split.rows.cpu(), ignored) for split in labels.values()])
-        least = int(of_classes.min()) if len(of_classes) else 0
-        if least > 0:
+        least, most = map(int, of_classes.aminmax()) if len(of_classes) else (0, 0)
+        # Of many classes with few samples, such as items, the first ones may be missing by chance.
+        if least > 0 and (1 - least / (most + 1)) ** len(of_classes) < _RARE:
             yield (
                 f"no label is below {least}, and classes are numbered from 0: if those of the data are numbered from "
                 f"{least}, subtract {least} from the labels"
@@ -116,10 +118,11 @@ def draw_notices(split: TorchSplit, draws: int | None) -> Iterator[str]:
         return
     uncached = "so outputs of teachers that see the change are not cached"
     if split.is_drawn:
+        collate = "draw random numbers in the dataset, not in the collate_fn; " if split.has_own_collate else ""
         yield (
             "draws=... seeds the random states of Python, NumPy and torch for each sample, but samples of the training "
-            f"data still change when they are read again, {uncached}; if the dataset has its own generator, such as "
-            "that of Albumentations, seed it in __getitem__ from these states"
+            f"data still change when they are read again, {uncached}; {collate}if the dataset has its own generator, "
+            "such as that of Albumentations, seed it in __getitem__ from these states"
         )
     else:
         yield (

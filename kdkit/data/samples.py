@@ -88,7 +88,8 @@ class SampleKeys:
             names = ", ".join(repr(key) for key in sample)
             raise DataError(
                 f"{must_yield} pairs (inputs, labels); got a {type(sample).__name__} with {names}: {reason}; pass the "
-                "key of the labels: TorchData(..., labels='label') or distill(..., labels='label')"
+                "key of the labels: TorchData(..., labels='label') or distill(..., labels='label'); training data "
+                "without labels needs Unlabelled(dataset)"
             )
         inputs = _inputs_of(sample, candidates[0], self.weights)
         if inputs is None:

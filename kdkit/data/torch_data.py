@@ -342,7 +342,8 @@ def _draws_of(splits: Mapping[str, TorchSplit], draws: int | None) -> int | None
         return None
     if draws is not None and draws > 1 and is_fixed(train):
         raise DataError(f"draws={draws} is for random augmentations, but samples in tensors never change; leave it out")
-    all_fixed = all(isinstance(split, DatasetSplit) and is_fixed(split) for split in splits.values())
+    # Loaders of validation and test samples are read anew each time; nothing of them is kept.
+    all_fixed = all(is_fixed(split) for split in splits.values() if isinstance(split, DatasetSplit))
     return draws or (1 if all_fixed else None)
 
 

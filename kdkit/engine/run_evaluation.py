@@ -50,7 +50,7 @@ class RunEvaluation:
         """Compute and save the metrics of every network, and the differences between students and their baselines."""
         ctx, stages, metrics = self.ctx, self.ctx.plan.stages, self.ctx.recipe.metrics
         for number, net in enumerate(ctx.plan.nets):
-            if net in ctx.plan.feature_teachers:  # their outputs are not about the classes
+            if net in ctx.plan.without_metrics:
                 continue
             # If data or networks draw random numbers, a resumed run draws the same ones.
             seed_everything(derive_seed(ctx.options.seed, number, SeedPurpose.EVALUATION, 0))

@@ -183,10 +183,6 @@ def notices(recipe: Recipe, plan: Plan) -> Iterator[str]:
     yield from filter(None, (net.weights_note for net in plan.nets))
     yield from plan.notices
     yield from dict.fromkeys(baseline_notices(plan.stages))  # stages of one student may have the same notice
-    reason = "its outputs are not about the data's classes"
-    if data.task == "regression":
-        reason = "its outputs have the shape neither of those of a student nor of the labels"
-    yield from (f"net {name!r} has no metrics: {reason}" for name in sorted(net.name for net in plan.feature_teachers))
     yield from _notices_of_ranks([net.network for stage in plan.stages for net in stage.objectives])
     if data.test is None:
         yield (

@@ -118,7 +118,8 @@ class MarginMSE:
     In squared units of a logit, mean over the batch and the other classes. The outputs are usually scores of passages
     for a query, and the label is the index of the relevant one; the paper has one other passage. Adding an offset to
     all scores of a query changes nothing, so the scores of a bi-encoder may have a different range from the teacher's.
-    Needs at least two classes.
+    Classes that both sides mask by a logit of -inf are left out, such as the padding of lists of different lengths; a
+    sample has the mean over its other classes. Needs at least two classes.
 
     Formula: 1/(N (C - 1)) · Σ_j ((s[y] - s[j]) - (t[y] - t[j]))², with j the classes other than y
     Shapes: logits (N, C); labels (N,)
@@ -139,7 +140,9 @@ class MarginMSE:
             side.gather(1, labels[:, None]) - side.gather(1, columns)
             for side in (upcast_half(student), upcast_half(target))
         )
-        return F.mse_loss(student, target)
+        absent = (student == math.inf) & (target == math.inf)  # a margin over -inf
+        errors = (student - target).masked_fill(absent, 0).square().sum(1)
+        return (errors / (~absent).sum(1).clamp(min=1)).mean()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

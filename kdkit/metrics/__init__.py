@@ -12,7 +12,7 @@ from kdkit.metrics.base import (
 )
 from kdkit.metrics.bootstrap import BootstrapInterval, without_interval
 from kdkit.metrics.calibration import Brier, CalibrationError
-from kdkit.metrics.classification import F1, Accuracy, MacroF1, MeanIoU, MicroF1, TopKAccuracy
+from kdkit.metrics.classification import F1, Accuracy, MacroF1, MeanIoU, MicroF1
 from kdkit.metrics.comparison import Comparison, compare_over_seeds
 from kdkit.metrics.defaults import default_metrics
 from kdkit.metrics.detection import MeanAveragePrecision
@@ -20,6 +20,7 @@ from kdkit.metrics.likelihood import CrossEntropy, Perplexity
 from kdkit.metrics.neighbours import NearestNeighbours
 from kdkit.metrics.paired import Difference, SplitPredictions, paired_bootstrap, paired_t_interval
 from kdkit.metrics.ranking import MacroAUPRC, MacroAUROC
+from kdkit.metrics.ranks import MRR, NDCG, TopKAccuracy
 from kdkit.metrics.regression import MAE, MSE, R2, Pearson
 from kdkit.metrics.resampling import Resampled
 from kdkit.metrics.thresholds import BestF1, FixedThresholds, MinimumSensitivity, Thresholds, YoudenJ
@@ -27,7 +28,9 @@ from kdkit.metrics.thresholds import BestF1, FixedThresholds, MinimumSensitivity
 __all__ = [
     "F1",
     "MAE",
+    "MRR",
     "MSE",
+    "NDCG",
     "R2",
     "Accuracy",
     "BestF1",

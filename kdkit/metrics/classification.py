@@ -5,9 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from kdkit.errors import DataError
 from kdkit.metrics.base import (
@@ -17,20 +15,17 @@ from kdkit.metrics.base import (
     mean_over_classes,
     one_hot,
     ratio,
-    reduced_positions,
     require_class_outputs,
     row_blocks,
     true_classes,
-    undefined_by_class,
     unknown_labels,
 )
 from kdkit.metrics.resampling import CountedMetric, Counts, Resampled
 from kdkit.metrics.thresholds import BestF1, FixedThresholds, Thresholds, thresholds_array, validate_thresholds
-from kdkit.utils.validation import validate_choice, validate_count
+from kdkit.utils.validation import validate_choice
 
 Average = Literal["macro", "micro"]
 
-_ONE_CLASS = "{} takes one class per sample or position; use CrossEntropy or F1 for several labels"
 _FEW_CLASSES = 64  # up to so many, a product of matrices is faster than counting by class
 _BLOCK = 2**22  # the number of counts of positions in memory at a time: 32 MB of float64
 
@@ -56,52 +51,6 @@ class Accuracy(CountedMetric):
             )
         hits, _, positives = confusion_counts(test, None, counts)
         return Resampled(ratio(hits.sum(0), positives.sum(0)), ratio(hits, positives))
-
-
-@dataclass(frozen=True, slots=True)
-class TopKAccuracy(CountedMetric):
-    """The share of samples whose class is among the k with the largest outputs: multiclass, in [0, 1].
-
-    For labels per position, it is the share of all positions with a label. k: less than the number of classes.
-    """
-
-    accepts_positions: ClassVar[bool] = True
-    k: int = 5
-
-    def __post_init__(self) -> None:
-        validate_count("k", self.k)
-
-    @property
-    def name(self) -> str:
-        """The name in tables, such as top_5_accuracy."""
-        return f"top_{self.k}_accuracy"
-
-    def reduce_positions(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """Return how many labels of each sample are among the k largest outputs, and how many it has, (batch, 2)."""
-        self._require_more_classes(outputs.shape[1])
-        if labels.ndim == outputs.ndim:
-            raise DataError(_ONE_CLASS.format(self.name))
-        has_label = labels >= 0
-        hits = has_label & (_ranks(outputs, labels.clamp(min=0).long()) < self.k)
-        return torch.stack([mask.flatten(1).sum(1) for mask in (hits, has_label)], 1)
-
-    def resampled(self, test: Predictions, counts: Counts) -> Resampled:
-        """Return the share for each resample."""
-        if test.per_position:
-            hits, labels = reduced_positions(self, test).astype(np.float64).T @ counts
-        else:
-            if test.labels.ndim != 1:
-                raise DataError(_ONE_CLASS.format(self.name))
-            require_class_outputs(test)
-            true_classes(test)  # raises DataError for labels that are not classes
-            self._require_more_classes(len(test.classes))
-            ranks = _ranks(torch.from_numpy(test.outputs), torch.from_numpy(test.labels.astype(np.int64)))
-            hits, labels = (ranks.numpy() < self.k) @ counts.astype(np.float64), counts.sum(0, dtype=np.float64)
-        return Resampled(ratio(hits, labels), undefined_by_class(test, counts.shape[1]))
-
-    def _require_more_classes(self, classes: int) -> None:
-        if self.k >= classes:
-            raise DataError(f"{self.name} is 1 for every network with {classes} classes; pass a smaller k")
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,18 +169,6 @@ def confusion_counts(
         if is_unknown is not None:  # neither a true nor a false positive
             predicted = predicted & ~is_unknown
     return _counted(truth & predicted, counts), _counted(predicted, counts), _counted(truth, counts)
-
-
-def _ranks(outputs: Tensor, labels: Tensor) -> Tensor:
-    """Return how many classes come before the label, (batch, ...), for outputs (batch, classes, ...).
-
-    Among equal outputs, the first class comes first, as in argmax: a network with constant outputs must not be right.
-    NaN comes first, so that a network with NaN is not right either.
-    """
-    of_label = outputs.gather(1, labels.unsqueeze(1))
-    classes = torch.arange(outputs.shape[1], device=outputs.device).view(1, -1, *(1 for _ in outputs.shape[2:]))
-    comes_later = (outputs < of_label) | ((outputs == of_label) & (classes >= labels.unsqueeze(1)))
-    return (~comes_later).sum(1)
 
 
 def _counted(mask: Bools, counts: Counts) -> Floats:

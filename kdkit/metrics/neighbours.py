@@ -1,6 +1,6 @@
 """The accuracy of a classification by the nearest embeddings, as self-supervised encoders are evaluated."""
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Self
 
@@ -54,6 +54,18 @@ class NearestNeighbours(CountedMetric):
         is_right = np.concatenate([np.zeros(0, dtype=bool), *self._is_right(test, self.reference)])
         shares = ratio(is_right @ counts.astype(np.float64), counts.sum(0, dtype=np.float64))
         return Resampled(shares, undefined_by_class(test, counts.shape[1]))
+
+    def _note(self, test: Predictions, defined: Container[str]) -> str:
+        if self.reference is None:
+            return ""
+        classes = np.unique(_classes(test))
+        missing = np.setdiff1d(classes, _classes(self.reference))
+        if not len(missing):
+            return ""
+        return (
+            f"{len(missing)} of {len(classes)} classes have no sample in the validation split, so theirs are never "
+            "right: if splits have different classes, such as people, compare pairs in a metric of your own"
+        )
 
     def _is_right(self, test: Predictions, reference: Predictions) -> Iterator[Bools]:
         """Yield whether the classes of some samples at a time are found."""

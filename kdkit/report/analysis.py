@@ -19,9 +19,10 @@ from kdkit.metrics.base import (
     true_classes,
 )
 from kdkit.metrics.calibration import CalibrationError, probabilities_of
-from kdkit.metrics.classification import MacroF1, TopKAccuracy
+from kdkit.metrics.classification import MacroF1
 from kdkit.metrics.detection import MeanAveragePrecision
 from kdkit.metrics.paired import SplitPredictions
+from kdkit.metrics.ranks import MRR, NDCG, TopKAccuracy
 from kdkit.metrics.resampling import Resampling
 from kdkit.metrics.thresholds import BestF1, YoudenJ
 from kdkit.plugins.manager import registry
@@ -75,8 +76,8 @@ def same_metric(name: str, stored: MetricResult, run: SplitPredictions) -> Metri
     The options of a metric are not stored, and user-defined metrics are not available.
     """
     metrics, factories = [*_WITH_OPTION], registry("metrics")
-    if k := re.fullmatch(r"top_([1-9]\d{,5})_accuracy", name):
-        metrics.append(TopKAccuracy(int(k[1])))
+    if k := re.fullmatch(r"\w+?_([1-9]\d{,5})(_accuracy)?", name):
+        metrics += [metric(int(k[1])) for metric in (MRR, NDCG, TopKAccuracy)]
     if name in factories:
         with suppress(Exception):  # a metric of a plugin may need options, or raise anything
             metrics.append(factories[name]())

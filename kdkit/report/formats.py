@@ -9,6 +9,8 @@ _WORDS = {
     "f1": "F1",
     "auprc": "AUPRC",
     "auroc": "AUROC",
+    "mrr": "MRR",
+    "ndcg": "NDCG",
     "mse": "MSE",
     "mae": "MAE",
     "r2": "R²",

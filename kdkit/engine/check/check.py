@@ -79,19 +79,21 @@ def check(
         problems += [f"stage {item.stage.name!r}: {problem}" for problem in new]
         reported.update(new)
     problems += _baseline_problems(checks)
-    feature_nets = {net for item in checks for net in item.feature_teachers}
+    # A net that a stage trains has been validated by its metrics, which may be of packed outputs of any shape.
+    trained = {net for stage in recipe.stages for net in stage.objectives}
+    without = {net: notice for item in checks for net, notice in item.without_metrics.items() if net not in trained}
     return Plan(
         stage_plans=tuple(item.plan() for item in checks),
         problems=tuple(dict.fromkeys(problems)),  # outputs are checked both in training and in eval mode
         context=context,
-        # A net that a stage trains has been validated by its metrics, which may be of packed outputs of any shape.
-        feature_teachers=frozenset(feature_nets.difference(*(stage.objectives for stage in recipe.stages))),
+        without_metrics=frozenset(without),
         notices=(
             *dict.fromkeys(notice for item in checks for notice in item.notices),
             *shared_net_notices(recipe.stages),
             *direction_notices(recipe.metrics),
             *group_notices(recipe.data),
             *overlap_notices(recipe),
+            *without.values(),
         ),
         loader_batch=next((item.loader_batch for item in checks if item.loader_batch is not None), None),
     )
@@ -101,14 +103,15 @@ def check(
 class _StageCheck:
     """The result of checking one stage.
 
-    untrained_outputs, untrained_weights: see `Facts`; other fields: see `Plan` and `StagePlan`.
+    without_metrics: teachers that have none, with a notice that says why. untrained_outputs, untrained_weights: see
+    `Facts`; other fields: see `Plan` and `StagePlan`.
     """
 
     stage: Stage
     problems: list[str]
     notices: list[str] = field(default_factory=list)
     terms: list[TermSummary] = field(default_factory=list)
-    feature_teachers: list[Net[Any]] = field(default_factory=list)
+    without_metrics: dict[Net[Any], str] = field(default_factory=dict)
     untrained_outputs: bool = False
     untrained_weights: dict[str, set[Tensor]] = field(default_factory=dict)
     peak_memory_bytes: int | None = None
@@ -156,7 +159,12 @@ def _check_stage(
             result.notices, result.terms = facts.notices, facts.terms
             result.untrained_outputs, result.untrained_weights = facts.untrained_outputs, facts.untrained_weights
             if not all(takes_any_outputs(without_interval(metric)) for metric in recipe.metrics):
-                result.feature_teachers = feature_teachers(facts)
+                reason = "its outputs are not about the data's classes"
+                if context.task == "regression":
+                    reason = "its outputs have the shape neither of those of a student nor of the labels"
+                result.without_metrics = {
+                    net: f"net {net.name!r} has no metrics: {reason}" for net in feature_teachers(facts)
+                }
             result.problems = facts.problems or [*update_problems(open_stage, batch)]
             result.peak_memory_bytes = memory.peak(device)
             if not result.problems and context.has_labels:  # otherwise see `validation_problems`
@@ -168,9 +176,15 @@ def _check_stage(
                 if estimator is not None:
                     result.estimate = estimator.estimate(open_stage, batch, untransformed)
         if not result.problems:
-            evaluated = [net for net in nets_of([stage]) if net not in result.feature_teachers]
             batches = validation.to(device), batch
-            result.problems += validation_problems(evaluated, recipe, context, batches, precision)
+            for net in nets_of([stage]):
+                if net in result.without_metrics:
+                    continue
+                reasons = [*validation_problems(net, recipe, context, batches, precision)]
+                if net in stage.objectives:
+                    result.problems += reasons
+                elif reasons:  # it can still teach
+                    result.without_metrics[net] = "; ".join([*reasons, "it teaches, but has no metrics"])
     except KdkitError as error:
         result.problems = [str(error)]
     except (RuntimeError, MemoryError, OSError) as error:

@@ -282,7 +282,8 @@ def _compute_term(
 
     def cause_not_finite() -> str | None:
         cause = cause_in_inputs(batch, has_unknown=facts.context.has_unknown)
-        return cause or cause_in_outputs(batch, outputs)
+        of_term = {name: outputs[name] for name in (term.student_net.name, *term.teachers)}
+        return cause or cause_in_outputs(batch, of_term)
 
     can_relabel = facts.context.has_labels and not batch.labels.is_floating_point()
     if can_relabel and compares_nothing(term, inputs):  # later samples have labels that it compares

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from kdkit.data.batch import Batch
-from kdkit.data.dataset import Data, reported_split
+from kdkit.data.dataset import Data, Split, reported_split
 from kdkit.data.groups import groups_by_split
 from kdkit.data.sample_names import name_digests
 from kdkit.engine.check.facts import Facts
@@ -31,7 +31,7 @@ from kdkit.nets.taps import Tap, moves_channels
 from kdkit.nets.views import Images
 from kdkit.recipe.recipe import Recipe, Stage, nets_of, weighted_terms
 from kdkit.teachers.base import Teacher
-from kdkit.utils.reprs import describe_names
+from kdkit.utils.reprs import describe_names, format_bytes
 
 # Words in the names of metrics of which lower values are better.
 _ERRORS = {
@@ -39,6 +39,7 @@ _ERRORS = {
     *("mae", "mse", "rmse", "rmsle", "mape", "smape", "wape", "mase", "pinball", "crps", "brier", "ece", "fid"),
 }
 _LARGEST_SHARE = 0.2  # of the initial weights in the final average
+_LARGE_OUTPUTS = 4 * 10**9  # bytes
 _PRUNED_SHARE = 0.05  # of the weights of linear layers and convolutions
 
 
@@ -68,7 +69,23 @@ def run_notices(facts: Facts, recipe: Recipe, validation: Batch) -> Iterator[str
     yield from _empty_groups(facts)
     yield from _untrained_nets(facts)
     yield from _half_precision_weights(facts)
+    yield from _large_outputs(facts, recipe.data)
     yield from filter(None, (conflict_of_inputs(net, recipe.data.preparation) for net in nets_of([facts.stage])))
+
+
+def _large_outputs(facts: Facts, data: Data) -> Iterator[str]:
+    """Yield a notice if the scores of all classes, such as of items or identities, take much memory in evaluations."""
+    if facts.context.task == "regression" or facts.context.position_dims:
+        return
+    for name, split in (("validation", data.validation), ("test", data.test)):
+        count = len(split) if isinstance(split, Split) else 0
+        size = 4 * count * len(data.classes)
+        if size > _LARGE_OUTPUTS:
+            yield (
+                f"the outputs of a net for the {count:,} samples and {len(data.classes):,} classes of the {name} "
+                f"data take {format_bytes(size)}, in memory and in the run folder; to need less, pass fewer samples, "
+                "or return embeddings in evaluations, with a metric that has reduce_network"
+            )
 
 
 def _views(facts: Facts) -> Iterator[str]:

@@ -73,8 +73,9 @@ class StagePlan:
 class Plan:
     """A recipe as it would run, and every problem that prevents it.
 
-    feature_teachers: networks that are matched by features only and whose outputs are not about the data's classes.
-    They have no metrics. notices: settings that are valid but rarely intended, such as uncertain channels of a tap.
+    without_metrics: teachers that cannot be evaluated on the validation data, or that are matched by features only and
+    whose outputs are not about the data's classes. notices: settings that are valid but rarely intended, such as
+    uncertain channels of a tap.
     loader_batch: the size of the first batch of a user-defined DataLoader, which replaces Training(batch_size=); None
     for other data.
     """
@@ -82,7 +83,7 @@ class Plan:
     stage_plans: tuple[StagePlan, ...]
     problems: tuple[str, ...]
     context: BuildContext
-    feature_teachers: frozenset[Net[Any]]
+    without_metrics: frozenset[Net[Any]]
     notices: tuple[str, ...]
     loader_batch: int | None
 

@@ -109,7 +109,7 @@ def _requirement_problems(term: Term, context: BuildContext) -> Iterator[str]:
             f"of the PerLabel... losses{_ONE_HOT if context.task == 'multilabel' else ''}"
         )
     if not context.has_labels and uses_labels(term):
-        advice = "leave it out"
+        advice = "leave it out, or use kdkit.model_loss for a loss that the network computes from its inputs"
         if isinstance(term.loss, PerPosition | PerToken) and not extra_kwargs_of(term.loss.loss):
             advice = "PerPosition(loss, ignore_index=None) compares all positions"
         yield f"it learns from labels, but the training data has none; {advice}"

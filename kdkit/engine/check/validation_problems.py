@@ -21,18 +21,18 @@ from kdkit.utils.modules import eval_mode
 
 
 def validation_problems(
-    nets: Iterable[Net[Any]],
+    net: Net[Any],
     recipe: Recipe,
     context: BuildContext,
     batches: tuple[Batch, Batch],
     precision: Precision,
 ) -> Iterator[str]:
-    """Yield networks that fail for validation samples, or have no output for each class, or outputs without a metric.
+    """Yield why a network fails for validation samples, has no output for each class, or outputs without a metric.
 
     Inputs of the form of those of training are not tried, unless metrics of numbers need their labels, or a metric runs
     the network.
-    nets: the networks of a stage that have metrics. batches: tiny ones of validation and training on the device, the
-    latter as the data's `batch_transform` has changed it.
+    batches: tiny ones of validation and training on the device, the latter as the data's `batch_transform` has changed
+    it.
     """
     validation, training = batches
     needs_labels = context.task == "regression" and not context.has_labels
@@ -41,20 +41,19 @@ def validation_problems(
         return
     data = recipe.data
     advice = "" if data.batch_transform is None else "; batch_transform changes only training batches"
-    for net in nets:
-        try:
-            with torch.no_grad(), eval_mode(net.module), autocast(precision, validation.labels.device):
-                outputs = net.first_pass(validation)
-        except Exception as error:  # a network may raise anything
-            if is_out_of_memory(error):
-                raise
-            reason = describe_failure(net, validation, error)
-            yield f"net {net.name!r} cannot be evaluated on the validation data: {reason}{advice}"
-        else:
-            yield from filter(None, [classes_problem(net, tuple(outputs.shape), data, recipe.metrics, data.validation)])
-            if needs_labels:
-                yield from number_metric_problems(recipe, context, {net.name: outputs}, validation.labels)
-            yield from _problems_of_running(running, net, validation, precision)
+    try:
+        with torch.no_grad(), eval_mode(net.module), autocast(precision, validation.labels.device):
+            outputs = net.first_pass(validation)
+    except Exception as error:  # a network may raise anything
+        if is_out_of_memory(error):
+            raise
+        reason = describe_failure(net, validation, error)
+        yield f"net {net.name!r} cannot be evaluated on the validation data: {reason}{advice}"
+    else:
+        yield from filter(None, [classes_problem(net, tuple(outputs.shape), data, recipe.metrics, data.validation)])
+        if needs_labels:
+            yield from number_metric_problems(recipe, context, {net.name: outputs}, validation.labels)
+        yield from _problems_of_running(running, net, validation, precision)
 
 
 def _problems_of_running(

@@ -44,9 +44,9 @@ def cause_in_outputs(batch: Batch, outputs: Mapping[str, TeacherOutput]) -> str 
         if masked:
             return (
                 f"the outputs of {name!r} for {_describe_samples(batch, masked)} mask classes with -inf, and a loss "
-                "may be infinite if such a class is the label, or is not masked by the other side; correct these "
-                "labels, mask the same classes on both sides, or mask them with a number such as -1e9; if there is no "
-                f"such class, {ADVICE}"
+                "may be infinite if such a class is the label, if the other side does not mask it, or if the loss "
+                "subtracts or squares logits; correct these labels, mask the same classes on both sides, or mask them "
+                f"with a number such as -1e4; if none of this is the case, {ADVICE}"
             )
     return None
 

@@ -16,7 +16,7 @@ from kdkit.losses.base import Loss, accepts_no_rows, extra_kwargs_of, fills_miss
 from kdkit.losses.numerics import upcast_half
 from kdkit.losses.sides import TensorOrTuple, as_tuple, map_side
 from kdkit.nets.net import Net
-from kdkit.recipe.objective import Match, Term, WeightedTerm
+from kdkit.recipe.objective import Match, Term, WeightedTerm, model_loss
 from kdkit.teachers.base import TeacherOutput, TeacherOutputs
 
 
@@ -165,7 +165,12 @@ class BoundTerm:
 
 
 def uses_labels(term: Term) -> bool:
-    """Whether the loss of a term takes the labels, as its target or as an extra argument."""
+    """Whether the loss of a term takes the labels, as its target or as an extra argument.
+
+    A loss that a model computes does not; the model may have labels among its inputs.
+    """
+    if term.loss is model_loss:
+        return False
     return not isinstance(term, Match) or "labels" in extra_kwargs_of(term.loss)
 
 

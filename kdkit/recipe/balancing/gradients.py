@@ -35,7 +35,7 @@ def jacobian(terms: Sequence[Tensor], parameters: Sequence[nn.Parameter], *, ret
 def stack_gradients(gradients: Sequence[Gradients], parameters: Sequence[nn.Parameter]) -> Tensor:
     """Return gradients as rows, (terms, elements of the parameters), averaged over the ranks; zeros for None.
 
-    A complex element has two columns, its real and its imaginary part.
+    A complex element has two columns, its real and its imaginary part. Sparse gradients become dense.
     """
     dtype = torch.float32
     for parameter in parameters:
@@ -44,7 +44,7 @@ def stack_gradients(gradients: Sequence[Gradients], parameters: Sequence[nn.Para
     matrix = parameters[0].new_empty((len(gradients), size), dtype=dtype, requires_grad=False)
     for row, term_gradients in zip(matrix, gradients, strict=True):
         parts = [
-            as_real(torch.zeros_like(parameter) if gradient is None else gradient).reshape(-1)
+            as_real(torch.zeros_like(parameter) if gradient is None else gradient.to_dense()).reshape(-1)
             for gradient, parameter in zip(term_gradients, parameters, strict=True)
         ]
         torch.cat(parts, out=row)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import StackDataset, TensorDataset
 
 import kdkit
-from kdkit import Data, Match, MetricResult, Net, Recipe, Split, Stage, TorchData, Truth, Unlabelled
+from kdkit import Data, Distiller, Match, MetricResult, Net, Recipe, Split, Stage, Tap, TorchData, Truth, Unlabelled
 from kdkit.engine.display.tables import metrics_table
 from kdkit.engine.storage.finished_run import read_metrics, read_samples
 from kdkit.engine.storage.predictions import read_predictions
@@ -197,6 +197,36 @@ def test_a_metric_of_pairs_of_embeddings_is_computed_and_reported_if_training_ha
     (run,) = write_report(tmp_path / "run", tmp_path / "report.html").runs
     assert not run.problems
     assert run.split("student").test.outputs.shape == (16, 2, 4)
+
+
+class Recognizer(nn.Module):
+    """Embeddings, and in training the loss of a head over identities, which are among the inputs."""
+
+    def __init__(self, inputs, width):
+        super().__init__()
+        self.body, self.head = nn.Linear(inputs, width), nn.Linear(width, 5)
+
+    def forward(self, inputs, identity=None):
+        embedding = self.body(inputs)
+        if identity is None:
+            return {"embedding": embedding}
+        return {"embedding": embedding, "loss": nn.functional.cross_entropy(self.head(embedding), identity)}
+
+
+def test_a_model_computes_its_own_loss_from_inputs_if_training_has_no_labels_and_validation_has_pairs():
+    inputs = samples(16).tensors[0]
+    train = StackDataset(inputs=inputs, identity=torch.arange(16) % 5)
+    pairs = TensorDataset(samples(32).tensors[0].unflatten(0, (16, 2)), torch.rand(16, 1))
+    nets = [Net(name, Recognizer(inputs.shape[1], 4), element="embedding") for name in ("teacher", "student")]
+    own = [Truth(kdkit.model_loss, student=Tap(net.module, element="loss")) for net in nets]
+    schedule = [*alone(nets[0], own[0], epochs=1), *alone(nets[1], own[1] + Match(nets[0], nn.MSELoss()), epochs=1)]
+    recipe = Recipe(data=TorchData(Unlabelled(train), pairs), schedule=schedule, metrics=(PairSimilarity(),))
+    result = kdkit.run(recipe, baseline=True)
+    assert [*result.metrics] == ["teacher", "student", "student-alone"]
+    assert {*result.history["student-alone"][0]["terms"]} == {"truth"}
+    with Distiller(nets[1], own[1], example=({"inputs": inputs, "identity": train[:]["identity"]}, None)) as distiller:
+        loss = distiller({"inputs": inputs, "identity": train[:]["identity"]}).loss
+    torch.testing.assert_close(loss, nets[1].module(**train[:])["loss"])
 
 
 def test_the_table_of_a_run_shows_an_interval_after_its_value():

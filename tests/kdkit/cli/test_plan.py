@@ -9,7 +9,20 @@ from rich.console import Console
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from kdkit import AverageWeights, LRSchedule, Match, Optimizer, Recipe, Stage, Tap, TorchData, Training, check
+from kdkit import (
+    AverageWeights,
+    LRSchedule,
+    Match,
+    Optimizer,
+    Recipe,
+    Stage,
+    Tap,
+    TorchData,
+    Training,
+    Truth,
+    check,
+    model_loss,
+)
 from kdkit.cli.estimates import estimate_lines
 from kdkit.cli.plan import show_plan
 from kdkit.engine.check.estimate import CacheForecast, StageEstimate
@@ -39,6 +52,14 @@ def test_all_options_of_a_training_are_shown():
         "4 epochs of 5 batches of 4, Optimizer(Adam, lr=0.001), averages weights with a decay of 0.5, stops after 3 "
         "epochs without improvement, keeps the best epoch by macro_f1"
     ) in shown(one_stage(tiny_net("student"), plain_goal(), epochs=4, **options))
+
+
+def test_a_loss_that_a_net_computes_itself_is_named_as_what_it_learns_from():
+    student = tiny_net("student")
+    own = Truth(model_loss, student=Tap(student.module, element=lambda outputs: outputs.square().mean()))
+    row = next(line for line in shown(one_stage(student, 1.0 * own)).splitlines() if "student" in line)
+    assert "its own loss" in row
+    assert "labels" not in row
 
 
 class Stream(IterableDataset):

@@ -135,6 +135,12 @@ def test_splits_whose_labels_do_not_go_together_are_refused(wrap, train, validat
         TorchData(wrap(train), wrap(validation), classes=["a", "b", "c"])
 
 
+def test_identities_of_training_and_numbers_of_pairs_are_refused_with_the_way_to_train_a_head_over_identities():
+    train, validation = (TensorDataset(INPUTS, labels) for labels in (INDICES, INPUTS[:, :1]))
+    with pytest.raises(DataError, match=r"those of training, .* among the inputs of Unlabelled\(.*kdkit\.model_loss"):
+        TorchData(train, validation, task="regression")
+
+
 def test_numbers_go_with_a_split_whose_numbers_happen_to_be_zero_and_one():
     assert TorchData(visible(INPUTS[:, :3]), visible(MULTI_HOT)).task == "regression"
 

@@ -61,6 +61,8 @@ def test_labels_from_one_are_noticed():
         "from the labels"
     )
     assert notices(dataset(LABELS + 1), dataset(seed=1)) == ()
+    of_many = 1 + torch.arange(len(LABELS)) * 50  # the first of many classes are missing by chance
+    assert notices(dataset(of_many), dataset(of_many, 1)) == ()
 
 
 class Named(Dataset):

@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader, Dataset, IterableDataset, StackDataset, Subset, TensorDataset
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    StackDataset,
+    Subset,
+    TensorDataset,
+    default_collate,
+)
 
 from kdkit import DataError, LoaderSplit, TorchData, Unlabelled
 from kdkit.data.order import require_lengths, training_order
@@ -113,6 +121,7 @@ def test_the_targets_of_a_dataset_set_the_number_of_classes():
 def test_a_tensor_dataset_has_one_draw():
     assert tiny_data().draws == 1
     assert TorchData(Subset(samples(), [0, 1]), samples(), classes=["a", "b", "c"]).draws == 1
+    assert TorchData(samples(), DataLoader(samples(), 4), classes=["a", "b", "c"]).draws == 1
 
 
 class Shifted(TensorDataset):
@@ -354,7 +363,7 @@ def test_samples_of_different_shapes_are_refused_with_both_shapes_and_a_remedy()
             r"yield pairs \(inputs, labels\); got a dict with 'pixels', 'class': the key .* TorchData\(..., labels=",
         ),
         (DataLoader(Rows([{"x": torch.zeros(2), "a": 0}] * 3)), "got a dict with 'x', 'a': the key of its labels"),
-        (Rows([{"y": 1, "label": 0}] * 3), "got a dict with 'y', 'label': the key of its labels is not clear"),
+        (Rows([{"y": 1, "label": 0}] * 3), r"got a dict with 'y', 'label': the key of .* Unlabelled\(dataset"),
         (Rows([{"label": 0}] * 3), "got a mapping with 'label' but no inputs"),
     ],
 )
@@ -717,6 +726,16 @@ def test_the_number_of_draws_is_tried_on_a_few_samples(draw, draws, notice):
     data = TorchData(Augmented(draw), Augmented(lambda: torch.zeros(4)), classes=["a", "b", "c"], draws=draws)
     assert [text[:20] for text in data.notices] == ([] if notice is None else [notice[:20]])
     assert notice or draws > 1 or torch.equal(torch.get_rng_state(), state)
+
+
+def test_random_numbers_of_a_collate_fn_are_noticed_if_samples_have_draws():
+    def noisy(rows):
+        inputs, labels = default_collate(rows)
+        return inputs + torch.randn(len(rows), 4), labels
+
+    splits = Augmented(lambda: torch.zeros(4)), DataLoader(samples(), 4)
+    (notice,) = TorchData(*splits, classes=["a", "b", "c"], draws=2, collate_fn=noisy).notices
+    assert "are not cached; draw random numbers in the dataset, not in the collate_fn; if" in notice
 
 
 def test_samples_of_evaluation_that_change_are_noticed():

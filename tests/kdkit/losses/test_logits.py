@@ -118,6 +118,17 @@ def test_margin_mse_is_the_squared_error_between_differences_of_pairs_of_scores(
     torch.testing.assert_close(MarginMSE()(student, target, labels=LABELS), expected)
 
 
+def test_margin_mse_of_padded_lists_is_the_mean_over_queries_of_their_own_passages():
+    student, target = logits()
+    counts = (2, 5, 3, 5)
+    padding = torch.arange(5) >= torch.tensor(counts)[:, None]
+    labels = torch.tensor([1, 3, 0, 4])
+    lists = zip(student[:, None], target[:, None], counts, labels[:, None], strict=True)
+    expected = [MarginMSE()(first[:, :count], second[:, :count], labels=label) for first, second, count, label in lists]
+    student, target = (side.masked_fill(padding, -math.inf) for side in (student, target))
+    torch.testing.assert_close(MarginMSE()(student, target, labels=labels), torch.stack(expected).mean())
+
+
 def test_logit_standardisation_ignores_scale_and_offset():
     student, target = logits()
     loss = LogitStandardisation()
@@ -351,7 +362,7 @@ def test_a_masked_class_adds_nothing_to_the_divergence_from_the_teacher():
     assert GeneralisedJSD()(student, target).item() == pytest.approx((forward + reverse) / 2 / len(p), rel=1e-12)
 
 
-MASKED_ON_BOTH_SIDES = [*MASKED, GeneralisedJSD(beta=0.2), GeneralisedJSD(beta=1.0), ReverseKL(), PSKD()]
+MASKED_ON_BOTH_SIDES = [*MASKED, GeneralisedJSD(beta=0.2), GeneralisedJSD(beta=1.0), ReverseKL(), PSKD(), MarginMSE()]
 STANDARDISED = [LogitStandardisation(), LogitStandardisation(masked=True)]
 MASKED_ON_BOTH_SIDES += [*STANDARDISED[1:], OFA(), OFA(gamma=1.4)]
 

@@ -1,18 +1,16 @@
-"""The cross-entropy of labels, perplexity and top-k accuracy, against scikit-learn and torch."""
+"""The cross-entropy of labels and perplexity, against scikit-learn and torch."""
 
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import log_loss, top_k_accuracy_score
+from sklearn.metrics import log_loss
 from torch import nn
 
-from kdkit import DataError, Predictions, RecipeError
+from kdkit import DataError, Predictions
 from kdkit.metrics import (
-    Accuracy,
     BootstrapInterval,
     CrossEntropy,
     Perplexity,
-    TopKAccuracy,
     is_better,
     lower_is_better,
 )
@@ -46,26 +44,7 @@ def test_binary_cross_entropy_leaves_out_unknown_labels():
     assert result.by_class["c"] == pytest.approx(log_loss(labels[known, 2], probabilities[known, 2]))
 
 
-def test_top_k_accuracy_is_that_of_scikit_learn():
-    for k in (1, 3, 5):
-        expected = top_k_accuracy_score(LABELS, LOGITS, k=k, labels=range(7))
-        metric = TopKAccuracy(k)
-        assert metric.name == f"top_{k}_accuracy"
-        assert metric.compute(multiclass()).value == expected
-    assert TopKAccuracy(1).compute(multiclass()).value == Accuracy().compute(multiclass()).value
-
-
-def test_a_network_with_constant_outputs_is_right_for_the_first_classes_only():
-    result = TopKAccuracy(2).compute(multiclass(np.zeros_like(LOGITS)))
-    assert result.value == (LABELS < 2).mean()
-
-
-def test_a_network_with_nan_is_never_right_among_the_first_classes():
-    counts = TopKAccuracy(2).reduce_positions(torch.full((2, 7, 3), torch.nan), torch.zeros(2, 3))
-    assert counts.tolist() == [[0, 3], [0, 3]]
-
-
-@pytest.mark.parametrize("metric", [CrossEntropy(), Perplexity(), TopKAccuracy(2)])
+@pytest.mark.parametrize("metric", [CrossEntropy(), Perplexity()])
 def test_an_interval_is_that_of_the_metric_of_each_resample(metric):
     fast = BootstrapInterval(metric, resamples=20).compute(multiclass())
 
@@ -81,17 +60,10 @@ def test_a_lower_loss_is_better():
     for metric in (CrossEntropy(), Perplexity()):
         assert lower_is_better(BootstrapInterval(metric))
         assert is_better(metric, 1.0, 2.0)
-    assert not lower_is_better(TopKAccuracy())
 
 
 def test_options_and_labels_that_do_not_fit_are_refused():
     several = Predictions(labels=SEVERAL, outputs=LOGITS, classes=CLASSES)
-    with pytest.raises(RecipeError, match="k must be an integer of at least 1; got 0"):
-        TopKAccuracy(0)
-    with pytest.raises(DataError, match="top_7_accuracy is 1 for every network with 7 classes; pass a smaller k"):
-        TopKAccuracy(7).compute(multiclass())
-    with pytest.raises(DataError, match="top_5_accuracy takes one class per sample"):
-        TopKAccuracy().compute(several)
     with pytest.raises(DataError, match="Perplexity takes one class per token or sample; use CrossEntropy"):
         Perplexity().compute(several)
     with pytest.raises(DataError, match="outputs must be numbers; got NaN in 60 of 60 samples"):

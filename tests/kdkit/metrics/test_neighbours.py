@@ -55,6 +55,13 @@ def test_the_nearest_neighbour_decides_at_a_low_temperature():
     assert NearestNeighbours().fit(single).compute(single).value == 0  # it does not find itself
 
 
+def test_a_note_tells_how_many_classes_the_validation_split_lacks():
+    known, test = split(60), split(50, 60)
+    assert NearestNeighbours().fit(known).compute(test).note == ""
+    result = NearestNeighbours().fit(known.rows(known.labels > 0)).compute(test)
+    assert result.note.startswith("1 of 4 classes have no sample in the validation split, so theirs are never right")
+
+
 @pytest.mark.parametrize("has_ids", [False, True])
 def test_a_sample_does_not_find_itself(has_ids):
     known = split(40, noise=5.0) if has_ids else replace(split(40, noise=5.0), ids=None)

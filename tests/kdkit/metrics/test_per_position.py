@@ -11,6 +11,7 @@ from torch import nn
 from kdkit.errors import DataError
 from kdkit.metrics import (
     F1,
+    NDCG,
     Accuracy,
     BestF1,
     BootstrapInterval,
@@ -75,7 +76,7 @@ def test_the_loss_of_masks_by_class_is_that_of_their_known_labels():
     assert result.by_class["a"] == pytest.approx(first, rel=1e-6)
 
 
-@pytest.mark.parametrize("metric", [CrossEntropy(), Perplexity(), TopKAccuracy(2)])
+@pytest.mark.parametrize("metric", [CrossEntropy(), Perplexity(), TopKAccuracy(2), NDCG()])
 def test_a_metric_that_needs_logits_refuses_predictions_of_classes_alone(metric):
     labels = np.zeros((2, 3), np.int8)
     stored = Predictions(labels=labels, outputs=labels, classes=CLASSES, per_position=True)

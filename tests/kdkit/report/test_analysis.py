@@ -9,6 +9,7 @@ from scipy.stats import entropy
 from sklearn.metrics import confusion_matrix
 
 from kdkit.metrics import (
+    MRR,
     Accuracy,
     CalibrationError,
     MacroF1,
@@ -152,6 +153,7 @@ def test_a_metric_is_found_only_if_it_gives_the_stored_value():
     top_2 = TopKAccuracy(2).compute(run.test)
     assert same_metric("top_2_accuracy", top_2, run) == TopKAccuracy(2)
     assert same_metric("top_1_accuracy", top_2, run) is None
+    assert same_metric("mrr_2", MRR(2).compute(run.test), run) == MRR(2)
     assert same_metric("top_9_accuracy", top_2, run) is None  # as many as the classes, or more
 
 

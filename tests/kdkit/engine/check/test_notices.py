@@ -353,10 +353,18 @@ def test_outputs_that_fit_their_loss_are_no_notice(layer, truth, task):
     assert notices_of(ending_in(layer), task=task, truth=Truth(truth)) == ()
 
 
+def test_outputs_that_take_much_memory_in_evaluations_are_noticed(monkeypatch):
+    monkeypatch.setattr("kdkit.engine.check.notices._LARGE_OUTPUTS", 3 * 4 * 50)
+    data = TorchData(samples(), samples("multiclass", 51), samples("multiclass", 50), classes=["a", "b", "c"])
+    (notice,) = check(one_stage(tiny_net("student"), plain_goal(), data)).notices
+    assert notice.startswith("the outputs of a net for the 51 samples and 3 classes of the validation data take 612 B,")
+
+
 def test_features_that_a_teacher_returns_are_not_taken_for_probabilities():
     teacher = Net("teacher", nn.Sequential(nn.Linear(4, 5), nn.Sigmoid()), trained=True)
     student = tiny_net("student")
-    assert notices_of(student, Match(teacher, Hint(), student=Tap(student.module))) == ()
+    (notice,) = notices_of(student, Match(teacher, Hint(), student=Tap(student.module)))
+    assert "has no metrics" in notice
 
 
 def test_a_teacher_with_almost_the_same_outputs_for_all_samples_is_no_notice():

@@ -90,14 +90,14 @@ class Words(nn.Module):
         return vectors.mean(1) if self.head is None else self.head(vectors.mean(1))
 
 
-def words_recipe(optimizer, *, hidden=False, dense=False):
+def words_recipe(optimizer, *, hidden=False, dense=False, **options):
     samples = TensorDataset(torch.randint(0, 10, (12, 5)), torch.arange(12) % 3)
     net, teacher = (
         Net("student", Words(hidden=hidden, dense=dense)),
         Net("t", Words(hidden=False, dense=True), trained=True),
     )
     objective = Truth(nn.CrossEntropyLoss()) + Match(teacher, SoftTargets())
-    stage = Stage({net: objective}, Training(epochs=1, batch_size=4, optimizer=optimizer))
+    stage = Stage({net: objective}, Training(epochs=1, batch_size=4, optimizer=optimizer, **options))
     return Recipe(data=TorchData(samples, samples), schedule=[stage])
 
 
@@ -116,6 +116,14 @@ def test_an_optimizer_that_does_not_take_the_sparse_gradients_of_a_part_is_refus
     (problem,) = kdkit.check(words_recipe(Optimizer(torch.optim.SparseAdam, lr=0.1), dense=True)).problems
     assert "SparseAdam cannot step" in problem
     assert "; torch.optim.SGD and Adagrad take both" in problem
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks:UserWarning")  # of torch 2.11 and earlier
+@pytest.mark.parametrize("balancing", [kdkit.recipe.balancing.PCGrad(), kdkit.recipe.balancing.GradNorm()])
+def test_sparse_gradients_are_balanced_and_recorded(balancing):
+    recipe = words_recipe(Optimizer(torch.optim.SGD, lr=0.1), dense=True, balancing=balancing)
+    result = kdkit.run(recipe, device="cpu", gradients=1)
+    assert all(norm > 0 for norm in result.history["student"][0]["gradients"]["norms"].values())
 
 
 def test_groups_that_leave_out_the_parameters_of_a_loss_are_found_by_the_check():

@@ -227,6 +227,13 @@ def test_masked_classes_that_make_a_loss_infinite_are_not_taken_for_wrong_weight
     assert "weights" not in problem
 
 
+def test_a_label_that_a_student_masks_is_not_blamed_on_a_teacher_of_another_term():
+    teacher, student = (Net(name, Masking(Mlp()), trained=name == "teacher") for name in ("teacher", "student"))
+    soft = Match(teacher, SoftTargets())
+    problem = only_problem(one_stage(student, Truth(nn.CrossEntropyLoss()) + soft))
+    assert "term 'truth': CrossEntropyLoss is inf at the first step: the outputs of 'student' for samples" in problem
+
+
 def test_inputs_that_are_not_finite_are_named_before_the_first_step():
     split = samples()
     split.tensors[0][2, 1] = torch.nan

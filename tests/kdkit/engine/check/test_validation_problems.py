@@ -6,8 +6,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import kdkit
-from kdkit import Inputs, Match, Net, Recipe, Stage, TorchData, Training, Truth
+from kdkit import Inputs, Match, MetricResult, Net, Recipe, Stage, TorchData, Training, Truth
 from kdkit.losses import Hint
+from kdkit.metrics.base import WithoutThresholds
 
 INPUTS, NUMBERS = torch.randn(8, 4), torch.randn(8, 2)
 
@@ -53,16 +54,40 @@ def test_validation_samples_without_the_inputs_that_a_batch_transform_adds_are_a
     assert not check(pairs, TwoInputs(), batch_transform=add_steps).problems
 
 
-def test_a_teacher_whose_inputs_the_validation_samples_lack_is_a_problem_unless_it_has_no_metrics():
+def test_a_teacher_whose_inputs_the_validation_samples_lack_teaches_and_has_no_metrics():
     train = [({"weak": row, "strong": row}, number) for row, number in zip(INPUTS, NUMBERS, strict=True)]
     validation = [({"strong": row, "id": row}, number) for row, number in zip(INPUTS, NUMBERS, strict=True)]
     teacher = Net("teacher", nn.Linear(4, 2), view=Inputs(only=("weak",)), trained=True)
     student = Net("student", nn.Linear(4, 2), view=Inputs(only=("strong",)))
     data = TorchData(train, validation, task="regression")
-    (problem,) = check_of(data, student, Match(teacher, nn.MSELoss())).problems
-    assert "net 'teacher' cannot be evaluated on the validation data: only=... selects 'weak', which " in problem
+    objective = Truth(nn.MSELoss()) + Match(teacher, nn.MSELoss())
+    recipe = Recipe(data=data, schedule=[Stage({student: objective}, Training(epochs=1))])
+    notices = kdkit.check(recipe).notices
+    (notice,) = (notice for notice in notices if "'teacher'" in notice)
+    assert notice.startswith("net 'teacher' cannot be evaluated on the validation data: only=... selects 'weak', ")
+    assert notice.endswith("; it teaches, but has no metrics")
+    assert [*kdkit.run(recipe).metrics] == ["student"]
     encoder = Net("encoder", nn.Linear(4, 7), view=Inputs(only=("weak",)), trained=True)
     assert not check_of(data, student, Match(encoder, Hint())).problems
+
+
+def test_a_metric_that_runs_a_network_is_computed_for_those_that_it_can_run():
+    class Norm(WithoutThresholds):
+        name, any_outputs = "norm", True
+
+        def reduce_network(self, network, batch):
+            return network.weight.norm().expand(len(batch))
+
+        def compute(self, test):
+            return MetricResult(value=test.reduced["norm"].mean())
+
+    teacher, student = Net("teacher", nn.Sequential(nn.Linear(4, 2)), trained=True), Net("student", nn.Linear(4, 2))
+    rows = TensorDataset(INPUTS, NUMBERS)
+    stage = Stage({student: 1.0 * Match(teacher, nn.MSELoss())}, Training(epochs=1))
+    recipe = Recipe(data=TorchData(rows, rows, task="regression"), schedule=[stage], metrics=(Norm(),))
+    (notice,) = (notice for notice in kdkit.check(recipe).notices if "'teacher'" in notice)
+    assert "metric 'norm' cannot be computed for net 'teacher': AttributeError: 'Sequential'" in notice
+    assert [*kdkit.run(recipe).metrics] == ["student"]
 
 
 def test_a_teacher_that_is_a_function_may_take_validation_samples_of_another_size():

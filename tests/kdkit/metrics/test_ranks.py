@@ -1,0 +1,92 @@
+"""Metrics of the rank of the correct class, against scikit-learn."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import label_ranking_average_precision_score, ndcg_score, top_k_accuracy_score
+
+from kdkit import DataError, Predictions, RecipeError
+from kdkit.metrics import MRR, NDCG, Accuracy, BootstrapInterval, TopKAccuracy, lower_is_better
+
+CLASSES = tuple("abcdefg")
+RANDOM = np.random.default_rng(0)
+LABELS = RANDOM.integers(0, 7, 60)
+LOGITS = RANDOM.normal(0, 3, (60, 7)) + 2 * np.eye(7)[LABELS]
+METRICS = [TopKAccuracy(2), MRR(3), NDCG(3)]
+
+
+def multiclass(logits=LOGITS, labels=LABELS):
+    return Predictions(labels=labels, outputs=logits, classes=CLASSES)
+
+
+def test_top_k_accuracy_is_that_of_scikit_learn():
+    for k in (1, 3, 5):
+        expected = top_k_accuracy_score(LABELS, LOGITS, k=k, labels=range(7))
+        metric = TopKAccuracy(k)
+        assert metric.name == f"top_{k}_accuracy"
+        assert metric.compute(multiclass()).value == expected
+    assert TopKAccuracy(1).compute(multiclass()).value == Accuracy().compute(multiclass()).value
+
+
+def test_rankings_with_one_relevant_item_have_the_values_of_scikit_learn():
+    relevant = np.eye(7)[LABELS]
+    for k in (1, 3, 7):
+        assert NDCG(k).compute(multiclass()).value == pytest.approx(ndcg_score(relevant, LOGITS, k=k))
+    # with one relevant item, the average precision is the reciprocal of its rank
+    expected = label_ranking_average_precision_score(relevant, LOGITS)
+    assert MRR().compute(multiclass()).value == pytest.approx(expected)
+    ranks = 1 + (LOGITS[range(60), LABELS][:, None] < LOGITS).sum(1)
+    assert MRR(3).compute(multiclass()).value == pytest.approx(np.where(ranks <= 3, 1 / ranks, 0).mean())
+    assert (MRR(3).name, NDCG().name) == ("mrr_3", "ndcg_10")
+
+
+def test_rankings_with_several_relevant_items_have_the_values_of_scikit_learn():
+    labels = (RANDOM.random((60, 7)) < 0.3).astype(np.float32)
+    labels[:, 0] = 1
+    unlabelled = np.zeros((4, 7), np.float32)  # such as users without a purchase in the test period, who do not count
+    test = multiclass(np.concatenate([LOGITS, LOGITS[:4]]), np.concatenate([labels, unlabelled]))
+    for k in (1, 3, 7, 20):
+        assert NDCG(k).compute(test).value == pytest.approx(ndcg_score(labels, LOGITS, k=k))
+    first = np.take_along_axis(labels, (-LOGITS).argsort(1), 1).argmax(1)
+    assert MRR(3).compute(test).value == pytest.approx(np.where(first < 3, 1 / (1 + first), 0).mean())
+    constant = multiclass(np.zeros((60, 7)), np.eye(7)[LABELS])
+    for metric in (MRR(3), NDCG(3)):  # as for one class
+        assert metric.compute(constant).value == pytest.approx(metric.compute(multiclass(np.zeros((60, 7)))).value)
+
+
+@pytest.mark.parametrize("metric", METRICS, ids=repr)
+def test_a_network_with_constant_outputs_is_right_for_the_first_classes_only(metric):
+    result = metric.compute(multiclass(np.zeros_like(LOGITS)))
+    assert result.value == pytest.approx(metric._gains(torch.from_numpy(LABELS)).double().mean().item())
+    assert result.value < 0.5
+
+
+@pytest.mark.parametrize("metric", METRICS, ids=repr)
+def test_a_network_with_nan_is_never_right_among_the_first_classes(metric):
+    counts = metric.reduce_positions(torch.full((2, 7, 3), torch.nan), torch.zeros(2, 3))
+    assert counts.tolist() == [[0, 3], [0, 3]]
+
+
+@pytest.mark.parametrize("metric", METRICS, ids=repr)
+def test_an_interval_is_that_of_the_metric_of_each_resample(metric):
+    fast = BootstrapInterval(metric, resamples=20).compute(multiclass())
+
+    class Slow:
+        name, fit, compute = metric.name, metric.fit, metric.compute
+
+    slow = BootstrapInterval(Slow(), resamples=20).compute(multiclass())
+    assert fast.interval == pytest.approx(slow.interval)
+    assert fast.interval[0] < fast.value < fast.interval[1]
+    assert not lower_is_better(metric)
+
+
+def test_options_and_labels_that_do_not_fit_are_refused():
+    several = Predictions(labels=np.eye(7)[LABELS], outputs=LOGITS, classes=CLASSES)
+    with pytest.raises(RecipeError, match="k must be an integer of at least 1; got 0"):
+        TopKAccuracy(0)
+    with pytest.raises(DataError, match="top_7_accuracy is 1 for every network with 7 classes; pass a smaller k"):
+        TopKAccuracy(7).compute(multiclass())
+    with pytest.raises(DataError, match="top_2_accuracy takes one class per sample"):
+        TopKAccuracy(2).compute(several)
+    with pytest.raises(DataError, match="mrr_10 takes one class per sample or position"):
+        MRR().reduce_positions(torch.zeros(2, 3, 4), torch.zeros(2, 3, 4))
