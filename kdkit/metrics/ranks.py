@@ -29,11 +29,13 @@ _BLOCK = 2**22  # the number of comparisons in memory at a time
 class RankMetric(CountedMetric):
     """Base class of means of a gain, which depends on the rank of the class of a sample among its outputs.
 
-    For labels per position, it is the mean over all positions with a label. Among equal outputs, the first class comes
-    first. k: ranks that are not among the first k have no gain.
+    For labels per position, it is the mean over all positions with a label. k: ranks that are not among the first k
+    have no gain.
+    labels_last: whether labels come last among equal outputs, rather than the first class coming first, as in argmax.
     """
 
     accepts_positions: ClassVar[bool] = True
+    labels_last: ClassVar[bool] = False
     k: int = 10
 
     def __post_init__(self) -> None:
@@ -54,7 +56,7 @@ class RankMetric(CountedMetric):
         if labels.ndim == outputs.ndim:
             raise self._several_labels()
         has_label = labels >= 0
-        gains = self._gains(_ranks(outputs, labels.clamp(min=0).long())) * has_label
+        gains = self._gains(self._ranks(outputs, labels.clamp(min=0).long())) * has_label
         return torch.stack([numbers.flatten(1).sum(1) for numbers in (gains, has_label)], 1)
 
     def _list_gains(self, relevant: Tensor, totals: Tensor) -> Tensor:
@@ -81,19 +83,33 @@ class RankMetric(CountedMetric):
     def _gains_of_ranks(self, test: Predictions) -> Floats:
         outputs, labels = torch.from_numpy(test.outputs), torch.from_numpy(test.labels.astype(np.int64))
         blocks = row_blocks(test.outputs.shape, _BLOCK)
-        ranks = torch.cat([labels[:0], *(_ranks(outputs[rows], labels[rows]) for rows in blocks)])
+        ranks = torch.cat([labels[:0], *(self._ranks(outputs[rows], labels[rows]) for rows in blocks)])
         return self._gains(ranks).double().numpy()
 
     def _gains_of_lists(self, test: Predictions, truth: Bools) -> Floats:
         """Return the gain of each sample with several labels, NaN if it has none."""
         gains = [np.zeros(0)]
         for rows in row_blocks(test.outputs.shape, _BLOCK):
-            labels = torch.from_numpy(truth[rows])
-            order = torch.from_numpy(test.outputs[rows]).sort(dim=1, descending=True, stable=True).indices[:, : self.k]
+            labels, outputs = torch.from_numpy(truth[rows]), torch.from_numpy(test.outputs[rows])
             totals = labels.sum(1)
-            of_lists = self._list_gains(labels.gather(1, order), totals).double()
+            labels, order = labels.byte().sort(dim=1)  # the labels are last, also among equal outputs below
+            order = outputs.gather(1, order).sort(dim=1, descending=True, stable=True).indices[:, : self.k]
+            of_lists = self._list_gains(labels.gather(1, order).bool(), totals).double()
             gains.append(of_lists.masked_fill(totals == 0, torch.nan).numpy())
         return np.concatenate(gains)
+
+    def _ranks(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Return how many classes come before the label, (batch, ...), for outputs (batch, classes, ...).
+
+        NaN comes first, so that a network with NaN is not right.
+        """
+        of_label = outputs.gather(1, labels.unsqueeze(1))
+        classes = torch.arange(outputs.shape[1], device=outputs.device).view(1, -1, *(1 for _ in outputs.shape[2:]))
+        if self.labels_last:
+            comes_later = (outputs < of_label) | (classes == labels.unsqueeze(1))
+        else:
+            comes_later = (outputs < of_label) | ((outputs == of_label) & (classes >= labels.unsqueeze(1)))
+        return (~comes_later).sum(1)
 
     def _require_classes(self, classes: int) -> None:
         """Raise DataError if the metric means nothing for as many classes."""
@@ -134,9 +150,11 @@ class MRR(RankMetric):
 
     The relevant items of a sample, such as a query or a user, are its class or classes. 1 if one of them has the
     largest output, 1/2 if the first one has the second largest, and 0 if none is among the first k. Samples without a
-    label are left out. For labels per position, one class each, it is the mean over all positions with a label. Among
-    equal outputs, the first class comes first, so equal scores of all items are not the best.
+    label are left out. For labels per position, one class each, it is the mean over all positions with a label.
+    Relevant items come last among equal outputs, so equal scores of all items have no value, wherever they are.
     """
+
+    labels_last: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
@@ -160,9 +178,11 @@ class NDCG(RankMetric):
     The relevant items of a sample, such as a query or a user, are its class or classes. Each that is among the k
     largest outputs adds 1/log2(1 + rank), with ranks from 1; the sum is divided by that of a list that begins with all
     of them. Samples without a label are left out. For labels per position, one class each, it is the mean over all
-    positions with a label. Among equal outputs, the first class comes first, so equal scores of all items are not the
-    best.
+    positions with a label. Relevant items come last among equal outputs, so equal scores of all items have no value,
+    wherever they are.
     """
+
+    labels_last: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
@@ -178,15 +198,3 @@ class NDCG(RankMetric):
         discounts = 1 / torch.arange(2, relevant.shape[1] + 2).double().log2()
         ideal = discounts.cumsum(0)[totals.clamp(1, len(discounts)) - 1]
         return (relevant * discounts).sum(1) / ideal
-
-
-def _ranks(outputs: Tensor, labels: Tensor) -> Tensor:
-    """Return how many classes come before the label, (batch, ...), for outputs (batch, classes, ...).
-
-    Among equal outputs, the first class comes first, as in argmax: a network with constant outputs must not be right.
-    NaN comes first, so that a network with NaN is not right either.
-    """
-    of_label = outputs.gather(1, labels.unsqueeze(1))
-    classes = torch.arange(outputs.shape[1], device=outputs.device).view(1, -1, *(1 for _ in outputs.shape[2:]))
-    comes_later = (outputs < of_label) | ((outputs == of_label) & (classes >= labels.unsqueeze(1)))
-    return (~comes_later).sum(1)

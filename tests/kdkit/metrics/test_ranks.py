@@ -49,16 +49,25 @@ def test_rankings_with_several_relevant_items_have_the_values_of_scikit_learn():
         assert NDCG(k).compute(test).value == pytest.approx(ndcg_score(labels, LOGITS, k=k))
     first = np.take_along_axis(labels, (-LOGITS).argsort(1), 1).argmax(1)
     assert MRR(3).compute(test).value == pytest.approx(np.where(first < 3, 1 / (1 + first), 0).mean())
-    constant = multiclass(np.zeros((60, 7)), np.eye(7)[LABELS])
-    for metric in (MRR(3), NDCG(3)):  # as for one class
-        assert metric.compute(constant).value == pytest.approx(metric.compute(multiclass(np.zeros((60, 7)))).value)
 
 
-@pytest.mark.parametrize("metric", METRICS, ids=repr)
-def test_a_network_with_constant_outputs_is_right_for_the_first_classes_only(metric):
-    result = metric.compute(multiclass(np.zeros_like(LOGITS)))
-    assert result.value == pytest.approx(metric._gains(torch.from_numpy(LABELS)).double().mean().item())
-    assert result.value < 0.5
+def test_a_network_with_constant_outputs_is_right_for_the_first_classes_only():
+    for k in (1, 3):
+        share = (LABELS < k).mean()
+        assert TopKAccuracy(k).compute(multiclass(np.zeros_like(LOGITS))).value == share
+
+
+@pytest.mark.parametrize("metric", [MRR(6), NDCG(6)], ids=repr)
+def test_equal_scores_of_all_items_have_no_value_although_the_first_one_is_relevant(metric):
+    equal, first = np.zeros_like(LOGITS), np.zeros(60, int)
+    assert metric.compute(multiclass(equal, first)).value == 0
+    assert metric.compute(multiclass(equal, np.eye(7)[first])).value == 0
+    positions = metric.reduce_positions(torch.zeros(2, 7, 3), torch.zeros(2, 3))
+    assert positions.tolist() == [[0, 3], [0, 3]]
+    pair = equal + np.eye(7)[0] + np.eye(7)[1]  # the relevant item shares the first place, so it has the second one
+    expected = {"mrr_6": 1 / 2, "ndcg_6": 1 / np.log2(3)}[metric.name]
+    for labels in (first, np.eye(7)[first]):
+        assert metric.compute(multiclass(pair, labels)).value == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("metric", METRICS, ids=repr)
