@@ -68,8 +68,8 @@ class TorchData(Data):
     per position, and also 255 if there are fewer classes.
     draws: the number of versions of a training sample. 1 means that samples never change. A larger number is for random
     augmentations, which are then seeded by the row and the number of the version; epochs use the versions in turn, and
-    teacher outputs are cached. None, the default unless all splits are a TensorDataset or a StackDataset of tensors,
-    means that a sample may change each time it is read.
+    teacher outputs are cached. None, the default unless the training data is a TensorDataset or a StackDataset of
+    tensors, means that a sample may change each time it is read.
     collate_fn: a function that makes a batch of a list of samples, such as one that pads them, as for a DataLoader. It
     must return a label for each sample, and keep their order. None stacks samples. A DataLoader has its own.
     lengths: the length of each training sample, such as its number of tokens. Training batches then have samples of
@@ -150,7 +150,7 @@ class TorchData(Data):
         self.task, self.classes, self.position_dims = spec.task, spec.classes, spec.position_dims
         self.has_unknown, self.ignored_labels = unknown is not None, spec.ignored
         self._unknown, self._ignore_index = unknown, ignore_index
-        self.draws = _draws_of(splits, draws)
+        self.draws, self._has_stated_draws = _draws_of(splits["train"], draws), draws is not None
         self._splits = {
             name: _with_targets(split, spec, all_labels.get(name), is_drawn=name == "train" and (self.draws or 1) > 1)
             for name, split in splits.items()
@@ -193,7 +193,10 @@ class TorchData(Data):
 
     @property
     def fingerprint(self) -> str:
-        """A digest of the sizes, the classes, and the first and last samples. Reading all samples could take hours."""
+        """A digest of the sizes, the classes, and, if samples do not change, the first and last ones.
+
+        Reading all samples could take hours.
+        """
         digest = hashlib.sha256()
         for name, split in self._splits.items():
             digest.update(f"{name}:{length_of(split)}:{self.classes}".encode())
@@ -207,7 +210,8 @@ class TorchData(Data):
             for option, value in options.items():
                 if value is not None:
                     digest.update(f"{option}={value}".encode())
-            if not isinstance(split, LoaderSplit) and self.draws is not None:
+            # Other samples may change whenever they are read.
+            if not isinstance(split, LoaderSplit) and (self._has_stated_draws or is_fixed(split)):
                 rows = torch.tensor([0, len(split) - 1])
                 try:
                     batches = [split.batch(rows, 0)]
@@ -335,16 +339,13 @@ def _with_sampler(split: TorchSplit, sampler: Any) -> TorchSplit:
     return replace(split, sampler=sampler) if isinstance(split, DatasetSplit) else split
 
 
-def _draws_of(splits: Mapping[str, TorchSplit], draws: int | None) -> int | None:
+def _draws_of(train: TorchSplit, draws: int | None) -> int | None:
     """Return the number of draws of the training data; None if its samples may change whenever they are read."""
-    train = splits["train"]
     if isinstance(train, LoaderSplit):
         return None
     if draws is not None and draws > 1 and is_fixed(train):
         raise DataError(f"draws={draws} is for random augmentations, but samples in tensors never change; leave it out")
-    # Loaders of validation and test samples are read anew each time; nothing of them is kept.
-    all_fixed = all(is_fixed(split) for split in splits.values() if isinstance(split, DatasetSplit))
-    return draws or (1 if all_fixed else None)
+    return draws or (1 if is_fixed(train) else None)
 
 
 def _with_targets(split: TorchSplit, spec: LabelSpec, labels: SplitLabels | None, *, is_drawn: bool) -> TorchSplit:

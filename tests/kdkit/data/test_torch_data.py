@@ -143,6 +143,13 @@ class Noisy(Subset):
         return [self[row] for row in rows]
 
 
+def test_validation_samples_that_may_change_do_not_change_the_draws_or_the_fingerprint():
+    data = TorchData(samples(), Augmented(lambda: torch.rand(4)), classes=["a", "b", "c"])
+    assert data.draws == 1
+    assert data.fingerprint == data.fingerprint
+    assert data.fingerprint != TorchData(samples(), samples(), classes=["a", "b", "c"]).fingerprint
+
+
 def test_a_subclass_of_tensor_dataset_is_read_by_its_getitem_and_has_no_known_draws():
     shifted = Shifted(*samples().tensors)
     data = TorchData(shifted, samples(), classes=["a", "b", "c"])
