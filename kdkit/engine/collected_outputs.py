@@ -144,6 +144,7 @@ class Rows:
     def add(self, rows: Tensor) -> None:
         """Add the rows of a batch, (batch, ...)."""
         self.batches += 1
+        rows = rows.detach()  # from the graph of a network that computes in torch.enable_grad
         rows = rows.float() if rows.dtype == torch.bfloat16 else rows  # which numpy lacks
         self._waiting.append(rows)
         self._bytes += rows.nbytes
