@@ -11,7 +11,7 @@ import numpy as np
 from kdkit.engine.storage.finished_run import read_metrics
 from kdkit.engine.storage.run_folder import read_record
 from kdkit.errors import RecipeError, RunFolderError, did_you_mean
-from kdkit.metrics.base import Metric, is_better
+from kdkit.metrics.base import Metric, is_better, lower_is_better
 from kdkit.metrics.bootstrap import without_interval
 from kdkit.metrics.comparison import Comparison, PairsOfRuns, compare_over_seeds
 from kdkit.metrics.paired import SplitPredictions
@@ -75,6 +75,7 @@ def compare_cells(
     return SweepResults(
         cells=tuple(map(results_of, finished)),
         metric=metric.name,
+        lower_is_better=lower_is_better(metric),
         net=names.pop() if len(names) == 1 else "",
         best=None if best is None else finished.index(best),
         reported_on="test" if runs[0].has_test else "validation",

@@ -307,6 +307,7 @@ def test_the_lowest_error_is_the_best(tmp_path):
     results = sweep.results()
     assert len(calls) < 1000  # it is computed once per resample, of which there are fewer then
     assert results.best == 0
+    assert json.loads(results.as_json())["lower_is_better"]
     assert results.cells[1].comparison.seeds.value < 0
     assert results.cells[1].comparison.samples.verdict == "better"
 
