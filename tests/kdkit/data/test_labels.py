@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -133,6 +134,13 @@ def test_one_hot_or_soft_labels_go_with_class_indices_of_another_split(wrap, tra
 def test_splits_whose_labels_do_not_go_together_are_refused(wrap, train, validation, message):
     with pytest.raises(DataError, match=message):
         TorchData(wrap(train), wrap(validation), classes=["a", "b", "c"])
+
+
+def test_maps_of_numbers_may_have_another_size_in_each_split():
+    maps = [TensorDataset(torch.rand(8, 1, size, size), torch.rand(8, 1, size, size)) for size in (4, 4, 6)]
+    stage = Stage({Net("student", nn.Conv2d(1, 1, 1)): Truth(nn.MSELoss())}, Training(epochs=1))
+    result = kdkit.run(Recipe(data=TorchData(*maps), schedule=[stage]), measure=False)
+    assert np.isfinite(result.metrics["student"]["r2"].value)
 
 
 def test_numbers_go_with_a_split_whose_numbers_happen_to_be_zero_and_one():

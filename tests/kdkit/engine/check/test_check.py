@@ -1092,6 +1092,14 @@ def test_a_state_dict_with_more_than_tensors_is_a_problem():
     assert "net 'student' has '_extra_state', a dict, in its state_dict()" in problem
 
 
+def test_weights_of_a_dtype_that_files_cannot_hold_are_a_problem():
+    student = tiny_net("student")
+    student.module.spectrum = nn.Parameter(torch.ones(3, dtype=torch.complex128))
+    problem = only_problem(one_stage(student, plain_goal()))
+    assert "net 'student' has 'spectrum' of torch.complex128, which the files of a run" in problem
+    assert "use complex64, or float64" in problem
+
+
 # The check as a whole
 
 
