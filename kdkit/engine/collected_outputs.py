@@ -51,7 +51,10 @@ class SampleOutputs:
 
     def rows(self, outputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Return the tensors of a batch to keep on its device, (batch, ...) by name."""
-        outputs = (outputs if self.task == "regression" else _without_masks(outputs)).float()
+        if self.task != "regression":
+            outputs = _without_masks(outputs).float()
+        elif outputs.dtype != torch.float64:  # which keeps large numbers, such as energies of molecules, exact
+            outputs = outputs.float()
         finite = outputs.isfinite().reshape(len(outputs), -1).all(1)
         return {"outputs": outputs, "labels": labels, "finite": finite}
 

@@ -15,7 +15,7 @@ from kdkit.errors import PluginError, first_line
 from kdkit.export.source import ExportSource
 
 Arrays = Mapping[str, NDArray[Any]]
-Model = Callable[[Arrays], NDArray[np.float32]]
+Model = Callable[[Arrays], NDArray[np.floating[Any]]]  # float64 if the network computes in it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -46,9 +46,9 @@ class OnnxExporter(Exporter):
         session = cpu_session(content)
         (output,) = (value.name for value in session.get_outputs())
 
-        def model(inputs: Arrays) -> NDArray[np.float32]:
+        def model(inputs: Arrays) -> NDArray[np.floating[Any]]:
             (outputs,) = session.run([output], dict(inputs))
-            return np.asarray(outputs, dtype=np.float32)
+            return np.asarray(outputs, dtype=np.float64 if outputs.dtype == np.float64 else np.float32)
 
         return model
 

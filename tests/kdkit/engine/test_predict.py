@@ -250,6 +250,14 @@ def test_outputs_are_float32_under_autocast():
     assert half.predict(tiny_net("net"), data.validation, batch_size=4).outputs.dtype == np.float32
 
 
+def test_numbers_of_a_float64_network_are_not_rounded():
+    energies = torch.tensor([[-40000.001], [-40000.002]], dtype=torch.float64)
+    split = TensorDataset(energies, energies)
+    data = TorchData(split, split)
+    predictions = predictor(data).predict(Net("net", nn.Identity()), data.validation, batch_size=2)
+    assert np.array_equal(predictions.outputs, energies)
+
+
 def test_thresholds_are_fitted_on_validation_and_metrics_are_computed_on_test():
     def split(outputs):
         return Predictions(labels=np.array([[0.0], [1.0]]), outputs=np.array(outputs), classes=("a",))
