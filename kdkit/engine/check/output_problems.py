@@ -134,6 +134,8 @@ def _columns_problem(net: Net[Any], output: Tensor, facts: Facts) -> str | None:
             "ignore_index"
         )
     advice = _class_advice(net, output, context)
+    if labels.ndim == 2 and positions and not advice:
+        advice = "; if the labels are numbers, such as counts, make them floats: labels.float()"
     if positions and positions[-1] == 1 and output.shape[1:] == (len(classes), *positions[:-1]):
         advice = "; masks (height, width, 1) need labels.squeeze(-1) in the data"
     if positions and len(classes) == 2 and output.shape[1:] == (1, *positions):

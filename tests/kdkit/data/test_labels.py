@@ -136,6 +136,17 @@ def test_splits_whose_labels_do_not_go_together_are_refused(wrap, train, validat
         TorchData(wrap(train), wrap(validation), classes=["a", "b", "c"])
 
 
+def test_integers_by_column_may_be_numbers_as_two_errors_say():
+    counts = TensorDataset(INPUTS, torch.arange(ROWS * 4).view(ROWS, 4))
+    with pytest.raises(DataError, match=r"label of the train data is 255 .* such as counts, make them floats"):
+        TorchData(counts, counts, classes=4)
+    student = Net("student", nn.Sequential(nn.Linear(8, 12), nn.Unflatten(1, (3, 4))))
+    stage = Stage({student: Truth(nn.CrossEntropyLoss())}, Training(epochs=1))
+    (problem,) = kdkit.check(Recipe(data=TorchData(counts, counts), schedule=[stage])).problems
+    assert "256 classes need (batch, 256, 4)" in problem
+    assert problem.endswith("if the labels are numbers, such as counts, make them floats: labels.float()")
+
+
 def test_maps_of_numbers_may_have_another_size_in_each_split():
     maps = [TensorDataset(torch.rand(8, 1, size, size), torch.rand(8, 1, size, size)) for size in (4, 4, 6)]
     stage = Stage({Net("student", nn.Conv2d(1, 1, 1)): Truth(nn.MSELoss())}, Training(epochs=1))
