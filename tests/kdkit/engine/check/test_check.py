@@ -304,6 +304,16 @@ def test_a_net_that_cannot_be_copied_for_its_average_is_a_problem():
     assert "net 'student' cannot be copied, but its average is a copy" in problem
 
 
+def test_a_net_whose_copy_would_call_the_original_has_no_average_and_no_baseline():
+    student = tiny_net("student")
+    student.module.forward = torch.enable_grad()(student.module.forward)
+    problem = only_problem(one_stage(student, plain_goal(), ema=AverageWeights(decay=0.9)))
+    assert "its average is a copy: 'forward' of a Mlp is a function that holds the module itself" in problem
+    objective = plain_goal() + Match(tiny_net("teacher", trained=True), SoftTargets())
+    with pytest.raises(RecipeError, match="its baseline is a copy: 'forward' of a Mlp is a function"):
+        run(one_stage(student, objective), baseline=True, device="cpu")
+
+
 class Detached(nn.Linear):
     def forward(self, inputs):
         return super().forward(inputs).detach()
