@@ -171,7 +171,7 @@ def onnx_model(source: ExportSource) -> Any:
             cause = cause.__cause__
         raise KdkitError(
             f"net {source.net.name!r} cannot be converted to ONNX: {type(cause).__name__}: {first_line(cause)}; "
-            "torch.onnx may not support an operation of its forward"
+            "torch.onnx may not support an operation of its forward; export it to pt2"
         ) from error
     source.shared["onnx"] = model
     return model
