@@ -13,9 +13,10 @@ from kdkit.errors import CheckError
 class Potential(nn.Module):
     """The energy (batch, 1) and forces (batch, atoms, 3) of positions (batch, atoms, 3)."""
 
-    def __init__(self, width, *, keep_graph=True):
+    def __init__(self, width, **options):
         super().__init__()
-        self.layers, self.keep_graph = nn.Sequential(nn.Linear(3, width), nn.Tanh(), nn.Linear(width, 1)), keep_graph
+        self.layers = nn.Sequential(nn.Linear(3, width), nn.Tanh(), nn.Linear(width, 1))
+        self.options = options or {"create_graph": True}
 
     def forward(self, positions):
         with torch.enable_grad():
@@ -23,7 +24,7 @@ class Potential(nn.Module):
 
     def compute(self, positions):
         energy = self.layers(positions).sum(1)
-        forces = -torch.autograd.grad(energy.sum(), positions, create_graph=self.keep_graph, retain_graph=True)[0]
+        forces = -torch.autograd.grad(energy.sum(), positions, **self.options)[0]
         return {"energy": energy, "forces": forces}
 
 
@@ -75,8 +76,15 @@ def test_gradients_of_a_network_that_runs_without_them_are_explained(name):
         kdkit.check(recipe(student, Truth(nn.MSELoss()) + Match(teacher, nn.MSELoss()))).require()
 
 
+def test_an_energy_whose_graph_was_freed_has_the_advice_to_create_one():
+    student = net("student", 4, retain_graph=False)
+    with pytest.raises(RuntimeError, match="backward through the graph a second time") as caught:
+        kdkit.run(recipe(student, Truth(nn.MSELoss())), device="cpu")
+    assert "pass create_graph=True in training" in caught.value.__notes__[0]
+
+
 def test_forces_without_a_graph_cannot_be_learned():
-    student = net("student", 4, keep_graph=False)
+    student = net("student", 4, retain_graph=True)
     objective = Truth(lambda forces, labels: forces.square().mean(), student=of_forces(student))
     with pytest.raises(CheckError, match=r"have no gradient; .* by torch.autograd.grad without create_graph=True"):
         kdkit.check(recipe(student, objective)).require()
