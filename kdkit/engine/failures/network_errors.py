@@ -127,6 +127,8 @@ def index_advice(error: Exception, inputs: Iterable[Tensor] = ()) -> str:
 
 def _gradient_advice(error: Exception) -> str:
     """Return advice if a network computes a derivative of its output, but runs without gradients, or ""."""
+    if "differentiated Tensors does not require grad" in str(error):
+        return "; call requires_grad_() on an input before the output that torch.autograd.grad differentiates"
     if "does not require grad" not in str(error):
         return ""
     return (

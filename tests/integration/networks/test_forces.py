@@ -76,6 +76,16 @@ def test_gradients_of_a_network_that_runs_without_them_are_explained(name):
         kdkit.check(recipe(student, Truth(nn.MSELoss()) + Match(teacher, nn.MSELoss()))).require()
 
 
+def test_positions_that_are_differentiated_must_require_gradients():
+    class Constant(Potential):
+        def forward(self, positions):
+            return self.compute(positions.detach())
+
+    problem = r"differentiated Tensors does not require grad .*; call requires_grad_\(\) on an input before the output"
+    with pytest.raises(CheckError, match=problem):
+        kdkit.check(recipe(net("student", 4, Constant), Truth(nn.MSELoss()))).require()
+
+
 def test_an_energy_whose_graph_was_freed_has_the_advice_to_create_one():
     student = net("student", 4, retain_graph=False)
     with pytest.raises(RuntimeError, match="backward through the graph a second time") as caught:
