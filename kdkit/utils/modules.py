@@ -131,10 +131,11 @@ def copy_with_module(holder: T, module: nn.Module) -> T:
     """
     parts = {*module.modules()}
     for part in parts:
-        # Without compiled functions, such as those of torch.compile(module).
-        state = part.__getstate__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        for name, value in state.items() if isinstance(state, dict) else ():
-            if isinstance(value, FunctionType) and _holds(value, parts, set()):
+        if type(part).__name__ == "OptimizedModule":  # of torch.compile(module), whose copies are compiled anew
+            continue
+        for name, value in vars(part).items():
+            is_copied = isinstance(value, FunctionType) and name != "_compiled_call_impl"  # of module.compile()
+            if is_copied and _holds(value, parts, set()):
                 raise RecipeError(
                     f"{name!r} of a {type(part).__name__} is a function that holds the module itself, with which a "
                     "copy would compute; define a method of a subclass, or pass types.MethodType(function, module); "

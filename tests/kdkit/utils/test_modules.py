@@ -114,7 +114,19 @@ def test_a_module_is_not_copied_if_the_copy_would_call_the_original(make, is_cop
     assert torch.equal(copied(torch.ones(1, 2)), expected)
 
 
-def test_a_module_that_is_compiled_in_place_is_copied():
-    module = nn.Linear(2, 2)
+def compiled_in_place(module):
     module.compile(backend="eager")
-    assert copy_with_module(module, module) is not module
+    return module
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [compiled_in_place, partial(torch.compile, backend="eager"), nn.utils.parametrizations.weight_norm],
+    ids=["compiled in place", "compiled", "parametrized"],
+)
+def test_a_module_of_torch_with_functions_of_its_own_is_copied(wrap):
+    module = wrap(nn.Linear(2, 2))
+    copied = copy_with_module(module, module)
+    expected = module(torch.ones(1, 2))
+    nn.init.zeros_(module.bias)
+    assert torch.equal(copied(torch.ones(1, 2)), expected)
