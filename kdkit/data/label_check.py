@@ -94,7 +94,9 @@ class LabelCheck:
         if least < 0 or most >= len(self.classes):
             label = most if most >= len(self.classes) else least
             sample = int((labels == label).nonzero()[0, 0])
-            raise DataError(self.explain_index(label, self._names([sample], rows, batch)))
+            numbers = "; if the labels are numbers, such as counts, make them floats: labels.float()"
+            advice = numbers if labels.ndim == 2 else ""
+            raise DataError(self.explain_index(label, self._names([sample], rows, batch)) + advice)
 
     def _require_valid_numbers(self, labels: Tensor, rows: Tensor | None, batch: int | None) -> None:
         if self.accepts_unknown:

@@ -147,8 +147,12 @@ def require_form(labels: Sequence[SplitLabels], task: Task) -> None:
             )
     # Class indices have no columns. They are consistent with soft labels of any split.
     with_columns = [split for split in labels if task == "regression" or split.rows.ndim > 1]
-    # The positions of two splits may differ, such as their image sizes, but not the number of classes.
-    shapes = {(split.rows.ndim, *split.rows.shape[1 : 2 if task == "multilabel" else None]) for split in with_columns}
+    # The positions of two splits may differ, such as the sizes of images or grids, but not the number of columns.
+    has_columns = [task == "multilabel" or split.rows.ndim == 2 for split in with_columns]
+    shapes = {
+        (split.rows.ndim, *split.rows.shape[1 : 1 + has_column])
+        for split, has_column in zip(with_columns, has_columns, strict=True)
+    }
     if len(shapes) > 1:
         parts = [f"{split.split} data are {split.description}" for split in with_columns]
         advice = ""

@@ -33,8 +33,15 @@ def read_labels(split: TorchSplit, unknown: float | None, first: Batch | None) -
     """Return all labels of a split if they are visible, otherwise the labels of its first batch or of some samples.
 
     unknown: the label that means unknown. first: the first batch, if it was already read.
+    Raises DataError if they are complex numbers.
     """
     rows, is_complete = _read_rows(split, first)
+    if rows.is_complex():
+        raise DataError(
+            f"the labels of the {split.name} data are {str(rows.dtype).removeprefix('torch.')}, but metrics take real "
+            "numbers: pass torch.view_as_real(labels), (samples, ..., 2), and for the outputs of networks, "
+            "Net(..., element=torch.view_as_real)"
+        )
     if rows.dtype in SIGNED:
         rows = rows.long()  # torch can convert wide unsigned integers, but not compare them
     if unknown is not None:

@@ -51,7 +51,10 @@ class SampleOutputs:
 
     def rows(self, outputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Return the tensors of a batch to keep on its device, (batch, ...) by name."""
-        outputs = (outputs if self.task == "regression" else _without_masks(outputs)).float()
+        if self.task != "regression":
+            outputs = _without_masks(outputs).float()
+        elif outputs.dtype != torch.float64:  # which keeps large numbers, such as energies of molecules, exact
+            outputs = outputs.float()
         finite = outputs.isfinite().reshape(len(outputs), -1).all(1)
         return {"outputs": outputs, "labels": labels, "finite": finite}
 
@@ -144,6 +147,7 @@ class Rows:
     def add(self, rows: Tensor) -> None:
         """Add the rows of a batch, (batch, ...)."""
         self.batches += 1
+        rows = rows.detach()  # from the graph of a network that computes in torch.enable_grad
         rows = rows.float() if rows.dtype == torch.bfloat16 else rows  # which numpy lacks
         self._waiting.append(rows)
         self._bytes += rows.nbytes

@@ -8,14 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import numpy as np
 from numpy.typing import NDArray
 
 from kdkit.errors import PluginError, first_line
 from kdkit.export.source import ExportSource
 
 Arrays = Mapping[str, NDArray[Any]]
-Model = Callable[[Arrays], NDArray[np.float32]]
+Model = Callable[[Arrays], NDArray[Any]]  # float32, or float64 if the network computes in it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

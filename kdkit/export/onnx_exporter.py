@@ -46,9 +46,9 @@ class OnnxExporter(Exporter):
         session = cpu_session(content)
         (output,) = (value.name for value in session.get_outputs())
 
-        def model(inputs: Arrays) -> NDArray[np.float32]:
+        def model(inputs: Arrays) -> NDArray[np.floating[Any]]:
             (outputs,) = session.run([output], dict(inputs))
-            return np.asarray(outputs, dtype=np.float32)
+            return np.asarray(outputs, dtype=np.float64 if outputs.dtype == np.float64 else np.float32)
 
         return model
 
@@ -171,7 +171,7 @@ def onnx_model(source: ExportSource) -> Any:
             cause = cause.__cause__
         raise KdkitError(
             f"net {source.net.name!r} cannot be converted to ONNX: {type(cause).__name__}: {first_line(cause)}; "
-            "torch.onnx may not support an operation of its forward"
+            "torch.onnx may not support an operation of its forward; export it to pt2"
         ) from error
     source.shared["onnx"] = model
     return model

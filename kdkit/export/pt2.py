@@ -39,10 +39,10 @@ class Pt2Exporter(Exporter):
         """Return the program for torch, in eval mode as it was traced."""
         module = _loaded(content).module()
 
-        def model(inputs: Arrays) -> NDArray[np.float32]:
+        def model(inputs: Arrays) -> NDArray[np.floating[Any]]:
             with torch.no_grad():
                 outputs: Tensor = module(*(torch.from_numpy(array) for array in inputs.values()))
-            return outputs.float().numpy()
+            return (outputs if outputs.dtype == torch.float64 else outputs.float()).numpy()
 
         return model
 

@@ -216,7 +216,8 @@ class ExportSource:
             except Exception as error:  # torch.export raises errors of many kinds
                 raise KdkitError(
                     f"torch.export cannot trace net {self.net.name!r}: {type(error).__name__}: {first_line(error)}; "
-                    "its forward may depend on the values of tensors, or it may be compiled or quantized already"
+                    "its forward may depend on the values of tensors or call torch.autograd.grad, or it may be "
+                    "compiled or quantized already"
                 ) from error
 
     def _fixed_batch(self, program: torch.export.ExportedProgram) -> tuple[str, int] | None:

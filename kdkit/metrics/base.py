@@ -17,7 +17,7 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 Numbers = NDArray[np.number[Any]]
 
-_WITH_UNIT = {"mse", "mae", "cross_entropy", "perplexity"}  # metrics that are not shares, even if they are below 1
+_ERRORS_OF_SHARES = ("brier", "calibration_error")  # how the names of errors begin that are shares
 _LISTED = 20  # the most classes that a note names
 _BLOCK = 1 << 18  # how many numbers are processed at a time, so that they stay in the CPU cache
 
@@ -362,9 +362,13 @@ def mean_over_classes(values: NDArray[Any]) -> Floats:
     return means
 
 
-def is_share(metric: str, *values: float) -> bool:
-    """Whether values of a metric are shares, so that differences are given in points of 0.01."""
-    return metric not in _WITH_UNIT and all(not math.isfinite(value) or abs(value) <= 1 for value in values)
+def is_share(metric: str, *values: float, lower_is_better: bool) -> bool:
+    """Whether values of a metric are shares, so that differences are given in points of 0.01.
+
+    Errors have a unit, such as that of the labels, even if they are below 1.
+    """
+    may_be_share = not lower_is_better or metric.startswith(_ERRORS_OF_SHARES)
+    return may_be_share and all(not math.isfinite(value) or abs(value) <= 1 for value in values)
 
 
 def ratio(part: Numbers, whole: Numbers) -> Floats:

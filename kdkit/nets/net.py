@@ -172,6 +172,8 @@ class Net(Generic[M]):
         """Return a copy of the network. Raises RecipeError if it cannot be copied."""
         try:
             return copy_with_module(self.network, self.network)
+        except RecipeError as error:
+            raise RecipeError(f"net {self.name!r} cannot be copied, but its average is a copy: {error}") from error
         except Exception as error:  # a user-defined module may hold objects that cannot be copied
             raise RecipeError(
                 f"net {self.name!r} cannot be copied, but its average is a copy; do not store computed tensors, files "

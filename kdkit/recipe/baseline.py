@@ -94,6 +94,8 @@ def _stages_alone(student: Net[Any], stages: Sequence[Stage]) -> list[Stage]:
     try:
         # Copied together, so that taps of the label terms, and the layer of GradNorm, refer to the copied network.
         module, copied, balancings = copy_with_module((student.network, labels, balancings), student.network)
+    except RecipeError as error:
+        raise RecipeError(f"net {student.name!r} cannot be copied, but its baseline is a copy: {error}") from error
     except Exception as error:  # a user-defined module may hold objects that cannot be copied
         raise RecipeError(
             f"net {student.name!r} cannot be copied, but its baseline is a copy; do not store computed tensors, files "

@@ -45,7 +45,8 @@ def _table(results: Values, cells: Sequence[Values], count: int) -> Values:
     labels = _labels(cells)
     best = ""
     values = [mapping(mapping(cell, "metrics"), metric) for cell in cells]
-    points = is_share(metric, *(number_or(of_cell.get("mean"), math.nan) for of_cell in values))
+    means, lower = (number_or(of_cell.get("mean"), math.nan) for of_cell in values), results.get("lower_is_better")
+    points = is_share(metric, *means, lower_is_better=lower is True)
     table, bars = [], []
     for cell, label, of_cell in zip(cells, labels, values, strict=True):
         is_best = cell.get("options") == results.get("best")

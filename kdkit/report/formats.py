@@ -17,6 +17,14 @@ _WORDS = {
     "iou": "IoU",
     "map": "mAP",
     "miou": "mIoU",
+    # of users
+    "rmse": "RMSE",
+    "mape": "MAPE",
+    "smape": "sMAPE",
+    "mase": "MASE",
+    "crps": "CRPS",
+    "l1": "L1",
+    "l2": "L2",
 }
 
 

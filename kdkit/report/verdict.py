@@ -121,7 +121,8 @@ def in_points(runs: Sequence[ReportedRun], difference: BaselineDifference) -> bo
         for run in runs
         for net in (difference.student, difference.baseline)
     ]
-    return is_share(difference.metric, *values, difference.value)
+    lower = difference.lower_is_better
+    return is_share(difference.metric, *values, difference.value, lower_is_better=lower)
 
 
 def _label(group: Sequence[ReportedRun], runs: Sequence[ReportedRun], average_over: Sequence[str]) -> str:

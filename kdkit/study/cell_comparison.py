@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -10,14 +11,15 @@ import numpy as np
 
 from kdkit.engine.storage.finished_run import read_metrics
 from kdkit.engine.storage.run_folder import read_record
-from kdkit.errors import RecipeError, RunFolderError, did_you_mean
-from kdkit.metrics.base import Metric, is_better
+from kdkit.errors import RecipeError, RunFolderError, Terminated, describe_error, did_you_mean
+from kdkit.metrics.base import Metric, is_better, lower_is_better
 from kdkit.metrics.bootstrap import without_interval
 from kdkit.metrics.comparison import Comparison, PairsOfRuns, compare_over_seeds
 from kdkit.metrics.paired import SplitPredictions
 from kdkit.metrics.resampling import affordable_resamples
 from kdkit.study.study import Study
 from kdkit.study.sweep_results import LEVEL, Cell, CellResults, Repetition, SweepResults, spread
+from kdkit.study.trial import recipe_of
 from kdkit.utils.read_json import mapping, whole_number
 
 _RESAMPLES = 2000  # enough for the tails of the intervals of about twenty comparisons
@@ -75,6 +77,7 @@ def compare_cells(
     return SweepResults(
         cells=tuple(map(results_of, finished)),
         metric=metric.name,
+        lower_is_better=lower_is_better(metric),
         net=names.pop() if len(names) == 1 else "",
         best=None if best is None else finished.index(best),
         reported_on="test" if runs[0].has_test else "validation",
@@ -88,10 +91,14 @@ def compare_cells(
 
 
 class _ReportedNet(NamedTuple):
-    """A net of a finished trial: its metrics by name, and its predictions, which are too large to keep in memory."""
+    """A net of a finished trial: its metrics by name, and its predictions, which are too large to keep in memory.
+
+    metric: the compared metric, as the recipe of the trial has it.
+    """
 
     metrics: Mapping[str, float]
     predictions: Callable[[], SplitPredictions]
+    metric: Metric
 
 
 class _NoSuchNetError(RecipeError):
@@ -117,22 +124,48 @@ class _Run:
         if net not in metrics:
             raise _NoSuchNetError(f"run {path} has no metrics of net {net!r}; {did_you_mean(net, metrics)}")
         self.name = net
+        validation, test = predictions = study.predictions(trial, net)
+        # The metrics of a recipe may depend on its options.
+        is_computed = metric.name in metrics[net]
+        if is_computed:
+            metric = _metric_of(study, trial, metric, predictions, metrics[net][metric.name].value)
+        self.validation = float(metric.fit(validation).compute(validation).value) if is_computed else math.nan
         self.net, self.alone = (
             _ReportedNet(
                 {metric_name: result.value for metric_name, result in metrics.get(name, {}).items()},
                 partial(study.predictions, trial, name),
+                metric,
             )
             for name in (net, str(baselines.get(net, "")))
         )
         self.has_test = reported.reported_on == "test"
-        validation, test = self.net.predictions()
         size = whole_number(record, "training_size")
         self.overlap = len(test) / size if size is not None and size > 0 else math.nan
-        # The metrics of a recipe may depend on its options.
-        is_computed = metric.name in self.net.metrics
-        self.validation = float(metric.fit(validation).compute(validation).value) if is_computed else math.nan
         if self.alone.metrics:
             self.alone.predictions()  # raises RunFolderError
+
+
+def _metric_of(study: Study, name: str, metric: Metric, predictions: SplitPredictions, value: float) -> Metric:
+    """Return the compared metric as the recipe of a trial has it; it may hold what depends on the options.
+
+    metric: that of another trial, which is the same if it has the recorded value for the predictions of this one.
+    Raises RunFolderError if it is not, and recipe() fails now.
+    """
+    with suppress(Exception):  # it may raise anything for the data of another trial
+        found = metric.fit(predictions.validation).compute(predictions.test).value
+        if math.isclose(found, value, rel_tol=1e-6) or (math.isnan(found) and math.isnan(value)):
+            return metric
+    trial = next(trial for trial in study.trials if trial.name == name)
+    try:
+        metrics = recipe_of(trial).metrics
+    except Terminated:
+        raise
+    except (Exception, SystemExit) as error:  # user code may raise anything
+        raise RunFolderError(
+            f"run {study.path(name)} cannot be compared: its metric {metric.name!r} depends on the options of "
+            f"recipe(), which fails now: {describe_error(error)}"
+        ) from error
+    return next((without_interval(own) for own in metrics if own.name == metric.name), metric)
 
 
 class _FinishedCell:
@@ -202,8 +235,9 @@ def _compare(
         return [candidates[key].predictions() for key in keys], [baselines[key].predictions() for key in keys]
 
     resamples = affordable_resamples(metric, _RESAMPLES, level=level)
+    own = candidates[keys[0]].metric if keys else metric
     comparison = compare_over_seeds(
-        metric, candidate_values, baseline_values, predictions, resamples=resamples, level=level
+        own, candidate_values, baseline_values, predictions, resamples=resamples, level=level
     )
     return comparison.with_overlap(overlap)
 

@@ -20,12 +20,10 @@ from kdkit.recipe.recipe import Recipe, nets_of
 from kdkit.study.cell_comparison import compare_cells
 from kdkit.study.study import Study
 from kdkit.study.sweep_results import Cell, Repetition, SweepResults
-from kdkit.study.trial import Trial, TrialResult
-from kdkit.utils.randomness import preserve_rng_state, seed_everything
+from kdkit.study.trial import Trial, TrialResult, recipe_of
 from kdkit.utils.reprs import describe_count, describe_names
 from kdkit.utils.signatures import parameters_by_name
 from kdkit.utils.validation import is_whole_number, validate_count
-from kdkit.utils.working_directory import preserve_working_directory
 
 Values = Sequence[Any] | NDArray[Any] | torch.Tensor
 
@@ -177,9 +175,7 @@ class Sweep:
         student = ""
         for trial in self.study.trials[: len(self.study.trials) // len(self.seeds)]:  # those of one seed
             try:
-                with preserve_rng_state(), preserve_working_directory():
-                    seed_everything(trial.seed)  # recipe() is called with the random numbers of a run
-                    recipe = self.recipe(**trial.options)
+                recipe = recipe_of(trial)
                 for metric in recipe.metrics:
                     metrics.setdefault(metric.name, metric)
                 nets |= dict.fromkeys(net.name for net in nets_of(recipe.stages))

@@ -86,7 +86,8 @@ class CellResults:
 class SweepResults:
     """The table of a sweep.
 
-    metric: the name of the compared metric. net: the name of the compared net; "" if runs have nets of other names.
+    metric: the name of the compared metric. lower_is_better: as for the metric.
+    net: the name of the compared net; "" if runs have nets of other names.
     best: the index of the cell with its best mean on the validation split; None if it is undefined there in all cells.
     reported_on: the split of the metrics, "test", or "validation" if the data has no test split.
     level: the confidence level of each interval, at which all of them together have 95 % (Bonferroni).
@@ -104,6 +105,7 @@ class SweepResults:
     net: str = ""
     reference: str = ""
     distillation_level: float = LEVEL
+    lower_is_better: bool = False
     left_out: tuple[str, ...] = ()
     without_net: tuple[str, ...] = ()
     average_over: tuple[str, ...] = ()
@@ -216,6 +218,7 @@ class SweepResults:
         return to_json(
             {
                 "metric": self.metric,
+                "lower_is_better": self.lower_is_better,
                 "net": self.net or None,
                 "reported_on": self.reported_on,
                 "best": None if self.best is None else cells[self.best]["options"],

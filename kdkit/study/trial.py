@@ -6,7 +6,9 @@ from typing import Any, Literal
 
 from kdkit.errors import RecipeError, describe
 from kdkit.recipe.recipe import Recipe
+from kdkit.utils.randomness import preserve_rng_state, seed_everything
 from kdkit.utils.validation import validate_name
+from kdkit.utils.working_directory import preserve_working_directory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +62,13 @@ class TrialResult:
     state: Literal["finished", "skipped", "failed", "blocked"]
     seconds: float = 0.0
     error: Exception | None = None
+
+
+def recipe_of(trial: Trial) -> Recipe:
+    """Return the recipe of a trial that needs no others, called with the random numbers of its run."""
+    with preserve_rng_state(), preserve_working_directory():
+        seed_everything(trial.seed)
+        return trial.recipe(**trial.options)
 
 
 def as_names(names: str | tuple[str, ...]) -> tuple[str, ...]:

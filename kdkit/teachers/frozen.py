@@ -114,6 +114,10 @@ class Frozen(TeacherSession):
 
 
 def _normal(tensor: Tensor) -> Tensor:
-    """Return a tensor that autograd may save: a copy, if a teacher computed it in torch.inference_mode."""
+    """Return a tensor that autograd may save: a copy, if a teacher computed it in torch.inference_mode.
+
+    It has no graph, even if the teacher computed it in torch.enable_grad, as for forces.
+    """
+    tensor = tensor.detach() if tensor.requires_grad else tensor
     # The compiler cannot trace `is_inference`, and computes no tensors of inference mode.
     return tensor if torch.compiler.is_compiling() or not tensor.is_inference() else tensor.clone()

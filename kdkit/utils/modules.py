@@ -3,6 +3,8 @@
 import copy
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
+from types import CellType, FunctionType, MethodType
 from typing import Any, TypeVar
 
 import torch
@@ -13,6 +15,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from kdkit.errors import RecipeError
 from kdkit.utils.devices import copy_to_cpu
 
 T = TypeVar("T")
@@ -135,12 +138,43 @@ def copy_with_module(holder: T, module: nn.Module) -> T:
     """Return a deep copy of an object that holds a module, or of the module.
 
     Weights that hooks compute before each forward pass, as of pruned layers, are copied without their graph, which
-    torch cannot copy.
+    torch cannot copy. Raises RecipeError if the copy would call functions that hold the module itself.
     """
+    parts = {*module.modules()}
+    for part in parts:
+        if type(part).__name__ == "OptimizedModule":  # of torch.compile(module), whose copies are compiled anew
+            continue
+        for name, value in vars(part).items():
+            is_copied = isinstance(value, FunctionType) and name != "_compiled_call_impl"  # of module.compile()
+            if is_copied and _holds(value, parts, set()):
+                raise RecipeError(
+                    f"{name!r} of a {type(part).__name__} is a function that holds the module itself, with which a "
+                    "copy would compute; define a method of a subclass, or pass types.MethodType(function, module); "
+                    "instead of module.forward = torch.compile(module.forward), call module.compile()"
+                )
     hooked = [part for part in module.modules() if part._forward_pre_hooks]
     values = [value for part in hooked for value in vars(part).values()]
     computed = [value for value in values if isinstance(value, Tensor) and not value.is_leaf]
     return copy.deepcopy(holder, {id(tensor): tensor.detach().clone() for tensor in computed})
+
+
+def _holds(value: Any, parts: Collection[nn.Module], seen: set[int]) -> bool:
+    """Return whether a function, method or partial refers to one of the modules, also through other functions."""
+    if isinstance(value, nn.Module):
+        return value in parts
+    if id(value) in seen:
+        return False
+    seen.add(id(value))
+    held: list[Any] = []
+    if isinstance(value, FunctionType):
+        cells = [cell.cell_contents for cell in value.__closure__ or () if cell != CellType()]
+        named = [value.__globals__.get(name) for name in value.__code__.co_names]
+        held = [*cells, *named, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
+    elif isinstance(value, MethodType):
+        held = [value.__self__, value.__func__]
+    elif isinstance(value, partial):
+        held = [value.func, *value.args, *value.keywords.values()]
+    return any(_holds(item, parts, seen) for item in held)
 
 
 def weights_bytes(module: nn.Module) -> int:

@@ -72,7 +72,7 @@ def check(
         problems = [*recipe_problems(recipe, context), *_problems_of_samples(recipe)]
         estimator = None if estimate is None else Estimator(recipe, estimate)
         checks = [_check_stage(recipe, stage, context, device, precision, estimator) for stage in recipe.stages]
-    reported: set[str] = set()
+    reported = {*problems}  # test data that cannot be read
     for item in checks:
         # A net that fails in the stage that trains it also fails as a teacher in later stages.
         new = [problem for problem in item.problems if problem not in reported]
@@ -176,7 +176,8 @@ def _check_stage(
                 if estimator is not None:
                     result.estimate = estimator.estimate(open_stage, batch, untransformed)
         if not result.problems:
-            batches = validation.to(device), batch
+            test = None if data.test is None else tiny_batch(data, stage.training.batch_size, data.test).to(device)
+            batches = batch, validation.to(device), test
             for net in nets_of([stage]):
                 if net in result.without_metrics:
                     continue

@@ -109,6 +109,12 @@ def number_metric_problems(
     outputs: of networks, by their names, in eval mode. labels: of the same samples.
     """
     for name, output in outputs.items() if context.task == "regression" else ():
+        if output.is_complex():
+            yield (
+                f"net {name!r} has outputs of {output.dtype}, but metrics take real numbers: pass "
+                "Net(..., element=torch.view_as_real)"
+            )
+            continue
         arrays: list[NDArray[Any]] = [labels.cpu().numpy(), output.detach().float().cpu().numpy()]
         random = np.random.default_rng(0)
         noise = [random.standard_normal((_ROWS, *array.shape[1:])) for array in arrays]

@@ -107,6 +107,8 @@ def _columns_problem(net: Net[Any], output: Tensor, facts: Facts) -> str | None:
                 f"net {net.name!r} has outputs of shape {shape}, and there are no labels to tell which dimension has "
                 "the classes; pass Net(..., channels_last=True) if it is the last one, or False"
             )
+    if context.task == "regression":  # losses and metrics of numbers compare shapes themselves, which may be packed
+        return _order_problem(net, context)
     if (labels.ndim > 2 or positions) and output.ndim <= 2:
         by_class = "; if each class has a label, pass task='multilabel'" if labels.shape == output.shape else ""
         return (
@@ -114,8 +116,6 @@ def _columns_problem(net: Net[Any], output: Tensor, facts: Facts) -> str | None:
             "pixel or token; return outputs per pixel or token from the network, or one label per sample from the data"
             f"{by_class}"
         )
-    if context.task == "regression":
-        return _order_problem(net, context)
     if output.shape[1:] == (len(classes), *positions):
         return None
     if positions and labels.ndim == output.ndim > 2 and output.shape[1:] == (*positions, len(classes)):
@@ -134,6 +134,8 @@ def _columns_problem(net: Net[Any], output: Tensor, facts: Facts) -> str | None:
             "ignore_index"
         )
     advice = _class_advice(net, output, context)
+    if labels.ndim == 2 and positions and not advice:
+        advice = "; if the labels are numbers, such as counts, make them floats: labels.float()"
     if positions and positions[-1] == 1 and output.shape[1:] == (len(classes), *positions[:-1]):
         advice = "; masks (height, width, 1) need labels.squeeze(-1) in the data"
     if positions and len(classes) == 2 and output.shape[1:] == (1, *positions):

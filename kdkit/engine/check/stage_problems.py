@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.nn.parameter import is_lazy
@@ -27,6 +28,7 @@ from kdkit.teachers.ensemble import Teachers
 from kdkit.teachers.past import Past
 from kdkit.teachers.peer import Peer
 from kdkit.utils.modules import is_read_only
+from kdkit.utils.sealed import DTYPES
 
 _ONE_HOT = "; if each sample has one class, in a row of 0 and 1, pass TorchData(..., task='multiclass')"
 # The end of messages about losses and teachers that look up samples.
@@ -257,6 +259,15 @@ def storage_problems(stage: Stage) -> Iterator[str]:
                     f"net {net.name!r} has {key!r}, {kind}, into which torch cannot load the weights of a run; "
                     "register a copy of it, tensor.clone()"
                 )
+            elif value.dtype not in DTYPES:
+                advice = ""
+                if value.dtype == torch.complex128:
+                    advice = "; use complex64, or float64 of shape (..., 2) and torch.view_as_complex in the forward"
+                yield (
+                    f"net {net.name!r} has {key!r} of {value.dtype}, which the files of a run, in the format of "
+                    f"safetensors, cannot hold{advice}"
+                )
+                break
         wrappers = [key for key, value in state.items() if is_traceable_wrapper_subclass(value)]
         if wrappers:  # such as the weights of torchao
             key, kind = wrappers[0], type(state[wrappers[0]]).__name__

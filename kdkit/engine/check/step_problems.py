@@ -108,14 +108,18 @@ def _optimizer_problem(
 
 
 def _scaling_problem(named: Sequence[tuple[str, nn.Parameter]], precision: Precision) -> str | None:
-    """Return why the gradients of float16 weights cannot be scaled, or None."""
-    names = [name for name, parameter in named if parameter.dtype == torch.float16]
-    if precision != "fp16" or not names:
-        return None
-    return (
-        f"a run with precision='fp16' scales the gradients of float32 weights, but {len(names)} trained weights are "
-        f"float16, such as {names[0]!r}; convert the network with module.float()"
-    )
+    """Return why the gradients of float16 or complex weights cannot be scaled, or None."""
+    for dtype, remedy in (
+        (torch.float16, "convert the network with module.float()"),
+        (torch.complex64, "pass precision='bf16', which needs no scaling"),
+    ):
+        names = [name for name, parameter in named if parameter.dtype == dtype]
+        if precision == "fp16" and names:
+            return (
+                f"a run with precision='fp16' scales the gradients of float32 weights, but {len(names)} trained "
+                f"weights are {str(dtype).removeprefix('torch.')}, such as {names[0]!r}; {remedy}"
+            )
+    return None
 
 
 def _train_on_single(open_stage: OpenStage, batch: Batch) -> None:

@@ -27,8 +27,9 @@ from kdkit.utils.modules import preserve_buffers
 from kdkit.utils.validation import is_number
 
 _NO_GRADIENT = (
-    "they are computed in torch.no_grad() or torch.inference_mode(), are detached, or come from frozen layers or from "
-    "a module that recomputes activations with use_reentrant=True"
+    "they are computed in torch.no_grad() or torch.inference_mode(), or by torch.autograd.grad without "
+    "create_graph=True, are detached, or come from frozen layers or from a module that recomputes activations with "
+    "use_reentrant=True"
 )
 
 

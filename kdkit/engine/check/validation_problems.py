@@ -1,4 +1,4 @@
-"""Find networks that fail for validation samples, which a run would only find after an epoch, or at its end."""
+"""Find networks that fail for validation or test samples, which a run would only find after an epoch, or at its end."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from kdkit.data.batch import Batch, items_of, nested_tensors
+from kdkit.data.dataset import LoaderSplit, Split, split_name
 from kdkit.engine.check.metric_problems import number_metric_problems
 from kdkit.engine.failures.network_errors import describe_failure, line_of_user_code
 from kdkit.engine.predict import classes_problem
@@ -24,36 +25,40 @@ def validation_problems(
     net: Net[Any],
     recipe: Recipe,
     context: BuildContext,
-    batches: tuple[Batch, Batch],
+    batches: tuple[Batch, Batch, Batch | None],
     precision: Precision,
 ) -> Iterator[str]:
     """Yield why a network fails for validation samples, has no output for each class, or outputs without a metric.
 
     Inputs of the form of those of training are not tried, unless metrics of numbers need their labels, or a metric runs
-    the network.
-    batches: tiny ones of validation and training on the device, the latter as the data's `batch_transform` has changed
-    it.
+    the network. Test samples are tried if the form of their inputs is another one.
+    batches: tiny ones of training, validation and test on the device, the first as the data's `batch_transform` has
+    changed it.
     """
-    validation, training = batches
+    training, validation, test = batches
     needs_labels = context.task == "regression" and not context.has_labels
     running = [metric for metric in map(without_interval, recipe.metrics) if isinstance(metric, NetworkReducing)]
-    if _form(validation.inputs) == _form(training.inputs) and not needs_labels and not running:
-        return
-    data = recipe.data
+    data, forms = recipe.data, [_form(training.inputs), _form(validation.inputs)]
     advice = "" if data.batch_transform is None else "; batch_transform changes only training batches"
-    try:
-        with torch.no_grad(), eval_mode(net.module), autocast(precision, validation.labels.device):
-            outputs = net.first_pass(validation)
-    except Exception as error:  # a network may raise anything
-        if is_out_of_memory(error):
-            raise
-        reason = describe_failure(net, validation, error)
-        yield f"net {net.name!r} cannot be evaluated on the validation data: {reason}{advice}"
-    else:
-        yield from filter(None, [classes_problem(net, tuple(outputs.shape), data, recipe.metrics, data.validation)])
-        if needs_labels:
-            yield from number_metric_problems(recipe, context, {net.name: outputs}, validation.labels)
-        yield from _problems_of_running(running, net, validation, precision)
+    tried: list[tuple[Split | LoaderSplit, Batch]] = []
+    if needs_labels or running or forms[0] != forms[1]:
+        tried.append((data.validation, validation))
+    if data.test is not None and test is not None and _form(test.inputs) not in forms:
+        tried.append((data.test, test))
+    for split, batch in tried:
+        try:
+            with torch.no_grad(), eval_mode(net.module), autocast(precision, batch.labels.device):
+                outputs = net.first_pass(batch)
+        except Exception as error:  # a network may raise anything
+            if is_out_of_memory(error):
+                raise
+            reason = describe_failure(net, batch, error)
+            yield f"net {net.name!r} cannot be evaluated on the {split_name(data, split)} data: {reason}{advice}"
+        else:
+            yield from filter(None, [classes_problem(net, tuple(outputs.shape), data, recipe.metrics, split)])
+            if needs_labels:
+                yield from number_metric_problems(recipe, context, {net.name: outputs}, batch.labels)
+            yield from _problems_of_running(running, net, batch, precision)
 
 
 def _problems_of_running(

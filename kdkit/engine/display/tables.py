@@ -32,7 +32,8 @@ def describe_difference(difference: BaselineDifference, metrics: Mapping[str, Ma
     It compares the two nets of one run: shares in points of 0.01, other metrics in their own unit.
     """
     value, alone = (metrics[net][difference.metric].value for net in (difference.student, difference.baseline))
-    in_points = is_share(difference.metric, value, alone, difference.value)
+    lower = difference.lower_is_better
+    in_points = is_share(difference.metric, value, alone, difference.value, lower_is_better=lower)
     scale, unit, digits = (100, " points", ".3f") if in_points else (1, "", ".4g")
     change, low, high = (
         f"{scale * number:+.2g}" if abs(scale * number) < 1 else f"{scale * number:+.1f}"

@@ -109,7 +109,7 @@ def input_advice(net: Net[Any], inputs: Iterable[Tensor], keys: Sequence[str], e
         )
     tensors = list(inputs)
     advice = _dtype_advice(net, tensors, error) or _channels_advice(net, tensors, error)
-    return advice or _size_advice(tensors, error) or index_advice(error, tensors)
+    return advice or _size_advice(tensors, error) or index_advice(error, tensors) or _gradient_advice(error)
 
 
 def index_advice(error: Exception, inputs: Iterable[Tensor] = ()) -> str:
@@ -122,6 +122,18 @@ def index_advice(error: Exception, inputs: Iterable[Tensor] = ()) -> str:
     return (
         f"{these}; the rows of an nn.Embedding are numbered from 0: number ids and categories so, without -1, and give "
         "those that are not in the training data a row"
+    )
+
+
+def _gradient_advice(error: Exception) -> str:
+    """Return advice if a network computes a derivative of its output, but runs without gradients, or ""."""
+    if "differentiated Tensors does not require grad" in str(error):
+        return "; call requires_grad_() on an input before the output that torch.autograd.grad differentiates"
+    if "does not require grad" not in str(error):
+        return ""
+    return (
+        "; teachers and evaluations run in torch.no_grad(): put @torch.enable_grad() above a forward that calls "
+        "torch.autograd.grad, as for forces"
     )
 
 

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from kdkit.data.batch import Batch, content_of
+from kdkit.data.batch import Batch, content_of, nested_tensors
 from kdkit.data.dataset import LoaderSplit, Split
 from kdkit.engine.options import RunOptions
 from kdkit.engine.stage.cache_location import CacheLocation
@@ -34,6 +34,7 @@ from kdkit.utils.devices import Precision, uses_tf32
 from kdkit.utils.randomness import preserve_rng_state
 
 _GIGABYTE = 10**9
+_SIZES_READ = 16  # samples that are read to find some of different sizes
 # The smallest tolerance of an audit, as a relative difference, because the choice of kernels depends on the batch size:
 _TOLERANCE_HALF = 0.03  # with autocast to half precision
 _TOLERANCE_TF32 = 1e-2  # on a GPU, with TF32 (10 bits of mantissa) in matrix products or convolutions
@@ -219,9 +220,9 @@ def probe_samples(session: TeacherSession, batch: Batch, split: Split, *, autoca
         return probe(session, batch, autocast=autocast)
     ids, draw = torch.as_tensor(split.ids).cpu(), batch.draw
     rows = torch.tensor([int((ids == sample).nonzero()[0]) for sample in batch.ids.tolist()])
-    spread = torch.linspace(0, len(split) - 1, 4).long()  # samples may be sorted by their lengths
-    others = [spread, spread[:2], spread[2:]] if len(rows) > 1 else []  # batches of one sample have no padding
     with preserve_rng_state():
+        extremes = _smallest_and_largest(split, draw)
+        others = [extremes, extremes[:2], extremes[2:]] if len(rows) > 1 else []  # a single sample has no padding
         again, *padded = (split.batch(read, draw).to(batch.labels.device) for read in (rows, *others))
         if [*content_of(again.inputs)] != [*content_of(batch.inputs)]:
             outputs = [session(batch), session(again)]
@@ -229,6 +230,13 @@ def probe_samples(session: TeacherSession, batch: Batch, split: Split, *, autoca
             if not all(map(torch.equal, first, second)):
                 raise CacheError("its outputs for a sample differ, because the sample changes when it is read again")
     return probe(session, batch, autocast=autocast, padded=padded)
+
+
+def _smallest_and_largest(split: Split, draw: int) -> Tensor:
+    """Return the rows of the two samples with the smallest inputs, and of the two with the largest, among some rows."""
+    rows = torch.linspace(0, len(split) - 1, _SIZES_READ).long()  # samples may be sorted by their lengths
+    sizes = [sum(tensor.numel() for tensor in nested_tensors(split.batch(row[None], draw).inputs)) for row in rows]
+    return rows[torch.tensor(sizes).argsort(stable=True)][[0, 1, -2, -1]]
 
 
 def _require_cacheable(net: Net[Any], module: nn.Module) -> None:

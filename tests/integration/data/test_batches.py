@@ -24,7 +24,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 import kdkit
-from kdkit import DataError, Distiller, Match, Net, Past, Recipe, Stage, TorchData, Training, Truth
+from kdkit import DataError, Distiller, Match, Net, Past, Recipe, Stage, Tap, TorchData, Training, Truth
 from kdkit.data.device_data import DeviceData
 from kdkit.data.order import sampled, training_order
 from kdkit.engine.stage.training_batches import TrainingBatches
@@ -431,6 +431,27 @@ def test_outputs_for_texts_that_a_collate_fn_pads_are_cached_by_sample(monkeypat
     uncached, samples = train(TorchData(Texts(), Texts(), classes=CLASSES, collate_fn=collate))
     assert samples == 3 * len(Texts())
     assert cached == pytest.approx(uncached, rel=1e-4)
+
+
+def test_features_are_not_cached_if_only_a_few_texts_need_padding():
+    class FewShort(Texts):
+        def __getitem__(self, row):
+            return torch.arange(1, 4 if row in (8, 9) else 6), row % 3
+
+    shapes = set()
+
+    def error(student, target):
+        shapes.add(student.shape == target.shape)
+        return (student.mean() - target.mean()).square()
+
+    teacher, student = Net("teacher", Reader(), trained=True), Net("student", Reader())
+    taps = {"student": Tap(student.module.embed), "target": Tap(teacher.module.embed)}
+    recorder = Recorder()
+    data = TorchData(FewShort(), FewShort(), classes=CLASSES, collate_fn=padded("dict"), draws=1)
+    stage = Stage({student: Match(teacher, error, **taps)}, Training(epochs=20, batch_size=2))
+    kdkit.run(Recipe(data=data, schedule=[stage]), callbacks=[recorder], measure=False, seed=1)
+    assert shapes == {True}
+    assert any("not cached: the shape of its outputs depends on the padding" in line for line in recorder.notices)
 
 
 def test_a_run_whose_batches_have_texts_of_like_lengths_resumes_within_an_epoch(tmp_path):

@@ -292,6 +292,23 @@ def test_a_compiled_run_has_the_history_of_a_plain_run(monkeypatch):
         assert epoch["terms"] == pytest.approx(expected["terms"], rel=1e-4)
 
 
+def test_a_second_derivative_that_the_compiler_does_not_take_has_the_advice_to_run_without_it(monkeypatch):
+    class Slope(nn.Linear):
+        @torch.enable_grad()
+        def forward(self, inputs: Tensor) -> Tensor:
+            inputs = inputs.detach().requires_grad_()
+            outputs = super().forward(inputs).square()
+            return torch.autograd.grad(outputs.sum(), inputs, create_graph=True)[0]
+
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda module: compile_(module, backend="aot_eager"))
+    samples = TensorDataset(torch.randn(8, 2), torch.randn(8, 2))
+    stage = Stage({Net("student", Slope(2, 2)): Truth(nn.MSELoss())}, Training(epochs=1))
+    with pytest.raises(RuntimeError) as caught:
+        kdkit.run(Recipe(data=TorchData(samples, samples), schedule=[stage]), device="cpu", compile=True)
+    assert "torch.compile does not take all networks: run without it" in caught.value.__notes__[0]
+
+
 @pytest.mark.parametrize(
     "recompute",
     [["body"], pytest.param(["age", "body.head"], marks=pytest.mark.slow)],

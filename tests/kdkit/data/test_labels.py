@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -139,6 +140,24 @@ def test_identities_of_training_and_numbers_of_pairs_are_refused_with_the_way_to
     train, validation = (TensorDataset(INPUTS, labels) for labels in (INDICES, INPUTS[:, :1]))
     with pytest.raises(DataError, match=r"those of training, .* among the inputs of Unlabelled\(.*kdkit\.model_loss"):
         TorchData(train, validation, task="regression")
+
+
+def test_integers_by_column_may_be_numbers_as_two_errors_say():
+    counts = TensorDataset(INPUTS, torch.arange(ROWS * 4).view(ROWS, 4) % 200)
+    with pytest.raises(DataError, match=r"label of the train data is 199 .* such as counts, make them floats"):
+        TorchData(counts, counts, classes=4)
+    student = Net("student", nn.Sequential(nn.Linear(8, 12), nn.Unflatten(1, (3, 4))))
+    stage = Stage({student: Truth(nn.CrossEntropyLoss())}, Training(epochs=1))
+    (problem,) = kdkit.check(Recipe(data=TorchData(counts, counts), schedule=[stage])).problems
+    assert "200 classes need (batch, 200, 4)" in problem
+    assert problem.endswith("if the labels are numbers, such as counts, make them floats: labels.float()")
+
+
+def test_maps_of_numbers_may_have_another_size_in_each_split():
+    maps = [TensorDataset(torch.rand(8, 1, size, size), torch.rand(8, 1, size, size)) for size in (4, 4, 6)]
+    stage = Stage({Net("student", nn.Conv2d(1, 1, 1)): Truth(nn.MSELoss())}, Training(epochs=1))
+    result = kdkit.run(Recipe(data=TorchData(*maps), schedule=[stage]), measure=False)
+    assert np.isfinite(result.metrics["student"]["r2"].value)
 
 
 def test_numbers_go_with_a_split_whose_numbers_happen_to_be_zero_and_one():

@@ -1,5 +1,7 @@
 """The predictions of a network for a whole split, and the metrics of them."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -89,6 +91,24 @@ def test_a_plain_callable_can_predict():
     api = Net("api", lambda inputs: inputs[:, :3], version="1")
     predictions = predictor(data).predict(api, data.validation, batch_size=4)
     assert predictions.outputs.shape == (6, 3)
+
+
+def test_the_graphs_of_a_network_that_computes_gradients_are_freed_batch_by_batch():
+    class Differentiated(nn.Linear):
+        @torch.enable_grad()
+        def forward(self, inputs):
+            hidden = super().forward(inputs)
+            graphs.append(weakref.ref(hidden))
+            return hidden.square()
+
+    graphs, alive, data = [], [], tiny_data("regression")
+    predictor(data).predict(
+        Net("net", Differentiated(4, 3)),
+        data.validation,
+        batch_size=1,
+        between_batches=lambda: alive.append(sum(graph() is not None for graph in graphs)),
+    )
+    assert max(alive) <= 1
 
 
 def test_predictions_for_a_user_defined_loader_have_no_ids():
@@ -236,6 +256,14 @@ def test_outputs_are_float32_under_autocast():
     data = tiny_data()
     half = Predictor(data, on_cpu(), "bf16")
     assert half.predict(tiny_net("net"), data.validation, batch_size=4).outputs.dtype == np.float32
+
+
+def test_numbers_of_a_float64_network_are_not_rounded():
+    energies = torch.tensor([[-40000.001], [-40000.002]], dtype=torch.float64)
+    split = TensorDataset(energies, energies)
+    data = TorchData(split, split)
+    predictions = predictor(data).predict(Net("net", nn.Identity()), data.validation, batch_size=2)
+    assert np.array_equal(predictions.outputs, energies)
 
 
 def test_thresholds_are_fitted_on_validation_and_metrics_are_computed_on_test():

@@ -268,7 +268,7 @@ class Eigenvalues(nn.Module):
 def test_an_operation_that_onnx_does_not_have_is_named():
     samples = TensorDataset(torch.randn(20, 4), torch.arange(20) % 3)
     source = source_of(Eigenvalues, TorchData(samples, samples))
-    with pytest.raises(KdkitError, match=r"'student' cannot be converted to ONNX: .*linalg_eigh"):
+    with pytest.raises(KdkitError, match=r"'student' cannot be converted to ONNX: .*linalg_eigh.*; export it to pt2"):
         OnnxExporter().export(source)
 
 
@@ -356,6 +356,17 @@ def test_the_unit_of_a_regression_changes_neither_gate(scale, shift, weight):
     spoilt = reference.metric_gate(lambda inputs: (rounded(inputs) - shift) * 0.95 + shift, 0.5)
     assert not spoilt.passed
     assert dict((score.metric, score.points > 5) for score in spoilt.scores)["mse"]
+
+
+@pytest.mark.parametrize("exporter", [Pt2Exporter(), OnnxExporter()])
+def test_numbers_of_a_float64_network_are_not_rounded_in_the_gate_of_metrics(exporter):
+    energies = torch.randn(20, 1, dtype=torch.float64) * 0.001 - 40000
+    split = TensorDataset(energies, energies)
+    source = source_of(lambda: nn.Linear(1, 1).double(), TorchData(split, split), metrics=(MSE(),), loss=nn.MSELoss())
+    nn.init.ones_(source.net.module.weight)
+    nn.init.zeros_(source.net.module.bias)
+    gate = Reference(source).metric_gate(exporter.open(exporter.export(source).content), 0.5)
+    assert [(score.network, score.export) for score in gate.scores] == [(0, 0)]
 
 
 def test_a_type_that_a_format_does_not_have_is_named():

@@ -166,3 +166,11 @@ def test_the_mean_average_precision_of_boxes_is_found(overlaps):
     run = as_run(Predictions(labels=labels, outputs=outputs, classes=("car",)))
     assert same_metric(metric.name, metric.compute(run.test), run) == metric
     assert metric_title(metric.name).startswith("mAP")
+
+
+@pytest.mark.parametrize(
+    ("name", "title"),
+    [("force_mae", "Force MAE"), ("relative_l2", "Relative L2"), ("mase_12", "MASE 12"), ("smape", "sMAPE")],
+)
+def test_the_titles_of_common_errors_have_their_capitals(name, title):
+    assert metric_title(name) == title

@@ -1,5 +1,8 @@
 """The section of a report that compares the combinations of a sweep."""
 
+import json
+import shutil
+
 import pytest
 from torch import nn
 from torch.optim import Adam
@@ -71,6 +74,15 @@ def test_with_a_reference_each_combination_is_compared_with_it(sweep, tmp_path):
     assert row_of(compared.against_reference) in line(page, compared)
     # The folder still has the runs of the third seed.
     assert "the folder has 6 runs, of which the last sweep compared 4" in page.text
+
+
+def test_errors_of_combinations_are_not_in_points(sweep, tmp_path):
+    folder = shutil.copytree(sweep[0], tmp_path / "copy")
+    results = json.loads((folder / "results.json").read_text())
+    for lower in (False, True):
+        (folder / "results.json").write_text(json.dumps({**results, "lower_is_better": lower}))
+        axis = f"difference{'' if lower else ' in points'}, {100 * results['level']:.4g} %"
+        assert axis in report_page(folder, out=tmp_path / "report.html").text
 
 
 def test_a_sweep_of_one_combination_and_a_run_have_no_comparison(sweep, tmp_path):

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -16,7 +17,9 @@ from torch.utils.data import TensorDataset
 import kdkit
 from kdkit.cli.estimates import describe_weight
 from kdkit.data.torch_data import TorchData
+from kdkit.engine.display.tables import describe_difference
 from kdkit.engine.storage.comparison import differences
+from kdkit.engine.storage.finished_run import read_metrics
 from kdkit.engine.storage.run_folder import RunFolder
 from kdkit.errors import PluginWarning, RunFolderError
 from kdkit.losses import PerTeacher, SoftTargets
@@ -440,6 +443,27 @@ def test_differences_of_a_metric_in_percent_are_not_in_points(tmp_path):
     # A difference of 0 could be that of a share.
     assert "is 40.000 against 40.000 for the same student without a teacher: +0, 95 %" in page.text
     assert "points" not in page.text
+
+
+def test_differences_of_an_error_below_1_are_not_in_points(tmp_path):
+    class ForceError:
+        name, lower_is_better = "force_error", True
+
+        def fit(self, validation):
+            return self
+
+        def compute(self, test):
+            return kdkit.metrics.MetricResult(value=float(np.abs(test.outputs).mean() / 100))
+
+    def recipe():
+        made = distillation()
+        object.__setattr__(made, "metrics", (ForceError(),))
+        return made
+
+    folder = run(tmp_path / "run", recipe, baseline=True)
+    assert "points" not in report_page(folder, out=tmp_path / "report.html").text
+    metrics = read_metrics(folder)
+    assert "points" not in describe_difference(metrics.differences[0], metrics.results)
 
 
 def test_metrics_that_cannot_be_repeated_have_no_interval(tmp_path):

@@ -307,8 +307,37 @@ def test_the_lowest_error_is_the_best(tmp_path):
     results = sweep.results()
     assert len(calls) < 1000  # it is computed once per resample, of which there are fewer then
     assert results.best == 0
+    assert json.loads(results.as_json())["lower_is_better"]
     assert results.cells[1].comparison.seeds.value < 0
     assert results.cells[1].comparison.samples.verdict == "better"
+
+
+def test_a_metric_that_depends_on_an_option_is_that_of_each_run(tmp_path):
+    class Offset(UserMetric):
+        name = "offset"
+
+        def __init__(self, fold):
+            self.offset = offsets[fold]
+
+        def compute(self, test):
+            return kdkit.MetricResult(value=self.offset + Accuracy().compute(test).value)
+
+    offsets = {0: 10, 1: 20}
+
+    def folds(fold=0, lr=0.3):
+        made = recipe(lr)
+        return Recipe(data=made.data, schedule=made.schedule, metrics=(Offset(fold),))
+
+    sweep = Sweep(folds, {"fold": [0, 1], "lr": [0.3, 1e-6]}, folder=tmp_path, seeds=1, average_over=("fold",))
+    assert all(result.error is None for result in sweep.run(CPU))
+    for cell in sweep.results().cells:
+        assert [int(value // 10) for value in cell.validation.values()] == [1, 2]
+    offsets.pop(1)  # as if the data of a fold was moved
+    left_out = sweep.results().left_out
+    assert len(left_out) == 2
+    assert all(
+        "its metric 'offset' depends on the options of recipe(), which fails now: Key" in text for text in left_out
+    )
 
 
 def test_a_metric_that_fails_for_a_resample_costs_one_interval(tmp_path):

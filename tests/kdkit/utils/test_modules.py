@@ -1,11 +1,15 @@
 """Tests of running a network in eval mode temporarily, and of copying its state without wrappers."""
 
+from functools import partial
+from types import MethodType
+
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils import prune
 
-from kdkit.utils.modules import copy_state, eval_mode, load_state, preserve_buffers, weights_bytes
+from kdkit.errors import RecipeError
+from kdkit.utils.modules import copy_state, copy_with_module, eval_mode, load_state, preserve_buffers, weights_bytes
 from tests.helpers.tiny import Mlp, tiny_net
 
 
@@ -94,3 +98,45 @@ def test_the_bytes_of_weights_leave_out_the_masks_of_pruned_ones():
     prune.l1_unstructured(module.hidden, "bias", amount=0.5)
     assert weights_bytes(module) == before + 16
     assert weights_bytes(nn.Sequential(module, module)) == before + 16  # shared ones count once
+
+
+SET_FORWARDS = {
+    "a decorated method": (lambda module: torch.no_grad()(module.forward), False),
+    "a compiled method": (lambda module: torch.compile(module.forward, backend="eager"), False),
+    "a closure": (lambda module: lambda inputs: module.weight.sum() * inputs, False),
+    "a method": (lambda module: MethodType(lambda self, inputs: self.weight.sum() * inputs, module), True),
+    "a partial": (lambda module: partial(module.forward), True),
+    "a function of nothing": (lambda _module: lambda inputs: inputs, True),
+}
+
+
+@pytest.mark.parametrize(("make", "is_copied"), SET_FORWARDS.values(), ids=SET_FORWARDS)
+def test_a_module_is_not_copied_if_the_copy_would_call_the_original(make, is_copied):
+    module = nn.Sequential(nn.Linear(2, 2))
+    module[0].forward = make(module[0])
+    if not is_copied:
+        with pytest.raises(RecipeError, match="'forward' of a Linear is a function that holds the module itself"):
+            copy_with_module(module, module)
+        return
+    copied = copy_with_module(module, module)
+    expected = module(torch.ones(1, 2))
+    nn.init.zeros_(module[0].weight)
+    assert torch.equal(copied(torch.ones(1, 2)), expected)
+
+
+def compiled_in_place(module):
+    module.compile(backend="eager")
+    return module
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [compiled_in_place, partial(torch.compile, backend="eager"), nn.utils.parametrizations.weight_norm],
+    ids=["compiled in place", "compiled", "parametrized"],
+)
+def test_a_module_of_torch_with_functions_of_its_own_is_copied(wrap):
+    module = wrap(nn.Linear(2, 2))
+    copied = copy_with_module(module, module)
+    expected = module(torch.ones(1, 2))
+    nn.init.zeros_(module.bias)
+    assert torch.equal(copied(torch.ones(1, 2)), expected)

@@ -310,6 +310,16 @@ def test_a_net_that_cannot_be_copied_for_its_average_is_a_problem():
     assert "net 'student' cannot be copied, but its average is a copy" in problem
 
 
+def test_a_net_whose_copy_would_call_the_original_has_no_average_and_no_baseline():
+    student = tiny_net("student")
+    student.module.forward = torch.enable_grad()(student.module.forward)
+    problem = only_problem(one_stage(student, plain_goal(), ema=AverageWeights(decay=0.9)))
+    assert "its average is a copy: 'forward' of a Mlp is a function that holds the module itself" in problem
+    objective = plain_goal() + Match(tiny_net("teacher", trained=True), SoftTargets())
+    with pytest.raises(RecipeError, match="its baseline is a copy: 'forward' of a Mlp is a function"):
+        run(one_stage(student, objective), baseline=True, device="cpu")
+
+
 class Detached(nn.Linear):
     def forward(self, inputs):
         return super().forward(inputs).detach()
@@ -711,12 +721,39 @@ def test_metrics_of_numbers_are_tried_on_the_outputs_of_networks_and_the_labels_
     assert "got outputs (4, 4) and labels (4, 2); if labels are packed" in problem
 
 
+def test_numbers_may_be_packed_in_another_number_of_dimensions_than_outputs():
+    class LastError(WithoutThresholds):
+        name, lower_is_better = "last_error", True
+
+        def compute(self, test):
+            return MetricResult(value=float(np.abs(test.outputs - test.labels[:, -1]).mean()))
+
+    inputs, labels = samples("regression").tensors
+    series = TensorDataset(inputs, labels[:, None].expand(-1, 6, -1))
+    objective = Truth(lambda outputs, labels: (outputs - labels[:, -1]).abs().mean())
+    recipe = one_stage(tiny_net("student"), objective, TorchData(series, series))
+    assert not check(replace(recipe, metrics=(LastError(),))).problems
+
+
+def test_complex_outputs_and_labels_are_a_problem_with_the_remedy():
+    signals = torch.randn(8, 4, dtype=torch.complex64)
+    with pytest.raises(DataError, match=r"train data are complex64, .* pass torch.view_as_real\(labels\)"):
+        TorchData(TensorDataset(signals, signals), TensorDataset(signals, signals))
+    pairs = TensorDataset(signals, torch.view_as_real(signals))
+    student = Net("student", nn.Linear(4, 4, dtype=torch.complex64))
+    objective = Truth(lambda outputs, labels: (torch.view_as_real(outputs) - labels).square().mean())
+    problem = only_problem(one_stage(student, objective, TorchData(pairs, pairs)))
+    assert "net 'student' has outputs of torch.complex64, but metrics take real numbers" in problem
+    student = Net("student", student.module, element=torch.view_as_real)
+    assert not check(one_stage(student, Truth(nn.MSELoss()), TorchData(pairs, pairs))).problems
+
+
 def test_labels_per_pixel_next_to_outputs_per_sample_are_a_problem_with_both_shapes():
     inputs, labels = samples().tensors
     per_pixel = TensorDataset(inputs, labels[:, None, None].expand(-1, 6, 5))
     data = TorchData(per_pixel, per_pixel, task="regression")
-    problem = only_problem(one_stage(tiny_net("student"), plain_goal(), data))
-    assert "net 'student' has outputs of shape (batch, 3) for labels of shape (batch, 6, 5), one per pixel" in problem
+    problem = only_problem(one_stage(tiny_net("student"), Truth(nn.L1Loss()), data))
+    assert "L1Loss does not accept student (4, 3) and target (4, 6, 5)" in problem
 
 
 def test_labels_per_token_next_to_outputs_per_sample_are_a_problem_with_both_shapes():
@@ -1124,6 +1161,14 @@ def test_a_student_with_a_buffer_that_cannot_be_changed_is_a_problem_but_a_teach
     teacher = Net("teacher", Scaled(), trained=True)
     result = run(one_stage(tiny_net("student"), plain_goal() + Match(teacher, SoftTargets())), measure=False)
     assert "teacher" in result.metrics
+
+
+def test_weights_of_a_dtype_that_files_cannot_hold_are_a_problem():
+    student = tiny_net("student")
+    student.module.spectrum = nn.Parameter(torch.ones(3, dtype=torch.complex128))
+    problem = only_problem(one_stage(student, plain_goal()))
+    assert "net 'student' has 'spectrum' of torch.complex128, which the files of a run" in problem
+    assert "use complex64, or float64" in problem
 
 
 # The check as a whole

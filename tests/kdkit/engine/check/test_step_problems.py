@@ -44,6 +44,21 @@ def test_an_optimizer_that_cannot_step_is_a_problem_of_the_check(optimizer, mess
     assert same_state(before, state_of(net.module))
 
 
+def test_complex_weights_whose_gradients_would_be_scaled_are_a_problem():
+    class Phased(nn.Linear):
+        def __init__(self):
+            super().__init__(4, 3)
+            self.phase = nn.Parameter(torch.ones(3, dtype=torch.complex64))
+
+        def forward(self, inputs):
+            return super().forward(inputs) * self.phase.real
+
+    recipe = one_stage(Net("student", Phased()), plain_goal())
+    (problem,) = kdkit.check(recipe, precision="fp16").problems
+    assert "1 trained weights are complex64, such as 'student.phase'; pass precision='bf16'" in problem
+    assert not kdkit.check(recipe, precision="bf16").problems
+
+
 def test_float16_weights_whose_gradients_would_be_scaled_are_a_problem():
     def recipe(dtype):
         module = nn.Linear(4, 3, dtype=dtype)

@@ -38,6 +38,12 @@ def test_validation_samples_of_another_size_are_a_problem(wrap):
     assert "on the validation data: net 'student' fails for its inputs ((4, 5)): RuntimeError: mat1" in problem
 
 
+def test_test_samples_of_another_size_are_a_problem():
+    splits = [TensorDataset(torch.randn(8, count), NUMBERS) for count in (4, 4, 5)]
+    (problem,) = check_of(TorchData(*splits, task="regression"), Net("student", nn.Linear(4, 2))).problems
+    assert "on the test data: net 'student' fails for its inputs ((4, 5)): RuntimeError: mat1" in problem
+
+
 def test_validation_samples_of_another_size_that_the_network_takes_are_none():
     pooled = nn.Sequential(nn.AdaptiveAvgPool1d(4), nn.Linear(4, 2))
     assert not check(TensorDataset(torch.randn(8, 9), NUMBERS), pooled).problems
