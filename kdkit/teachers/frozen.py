@@ -73,7 +73,6 @@ class Frozen(TeacherSession):
             self.close()
             raise
 
-    @torch.no_grad()
     def __call__(self, batch: Batch) -> TeacherOutput:
         """Return the output and the features for this batch."""
         for part in self._mode_dependent:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from kdkit.data.batch import Batch
 from kdkit.data.dataset import Data
 from kdkit.engine.check.step_times import StepTimes, time_reading, time_steps
@@ -102,7 +104,7 @@ class Estimator:
             return CacheForecast(False, "the cache is off")
         try:
             caching.location.identity.require()
-            with open_stage.autocast():  # the cache key depends on it
+            with torch.no_grad(), open_stage.autocast():  # the cache key depends on the latter
                 split, session = caching.cached_split(net, open_stage), open_stage.sessions[net.name]
                 if split is None:
                     return CacheForecast(False)

@@ -159,7 +159,8 @@ class _Steps:
         with self.open_stage.autocast():
             for name, session in self.open_stage.sessions.items():
                 teacher_began = time.perf_counter()
-                outputs[name] = session(batch)
+                with torch.no_grad():
+                    outputs[name] = session(batch)
                 teachers[name] = elapsed(teacher_began, device)
             losses = self.open_stage.module(batch, outputs)
         return losses, _Step(elapsed(began, device), teachers)

@@ -68,7 +68,7 @@ class TeacherCaching:
         self.entries = {}
         known_problem = self.location.problem
         for net in frozen_teachers(open_stage.stage):
-            with open_stage.autocast():
+            with torch.no_grad(), open_stage.autocast():
                 try:
                     opened = self._open(net, open_stage, batch)
                 except CacheError as error:
