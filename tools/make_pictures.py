@@ -34,7 +34,7 @@ from kdkit.report import write_report
 ROOT = Path(__file__).parents[1]
 COLUMNS, LINES = 127, 26  # of the terminal
 LONGEST = 1800  # seconds of a run
-POLL = 0.2  # seconds between two looks at the terminal
+POLL = 0.05  # seconds between two looks at the terminal
 
 
 def main() -> None:
