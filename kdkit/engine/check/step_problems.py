@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.optim import Optimizer as TorchOptimizer
 
 from kdkit.data.batch import Batch
@@ -147,10 +148,9 @@ def _zero_gradients(optimizer: TorchOptimizer, module: nn.Module) -> _Gradients:
     for parameter in smallest.values():
         gradients[parameter] = torch.zeros_like(parameter)
         if parameter in sparse:
-            no_rows = torch.zeros(1, 0, dtype=torch.int64, device=parameter.device)
-            values = parameter.new_zeros(0, *parameter.shape[1:])
-            # torch warns if check_invariants is not passed.
-            gradients[parameter] = torch.sparse_coo_tensor(no_rows, values, parameter.shape, check_invariants=False)
+            no_rows = torch.zeros(0, dtype=torch.int64, device=parameter.device)
+            # Not torch.sparse_coo_tensor, of which torch 2.11 warns.
+            (gradients[parameter],) = torch.autograd.grad(F.embedding(no_rows, parameter, sparse=True).sum(), parameter)
     return gradients
 
 
