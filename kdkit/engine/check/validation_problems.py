@@ -40,12 +40,12 @@ def validation_problems(
     running = [metric for metric in map(without_interval, recipe.metrics) if isinstance(metric, NetworkReducing)]
     data, forms = recipe.data, [_form(training.inputs), _form(validation.inputs)]
     advice = "" if data.batch_transform is None else "; batch_transform changes only training batches"
-    tried: list[tuple[Split | LoaderSplit, Batch]] = []
+    evaluated: list[tuple[Split | LoaderSplit, Batch]] = []
     if needs_labels or running or forms[0] != forms[1]:
-        tried.append((data.validation, validation))
+        evaluated.append((data.validation, validation))
     if data.test is not None and test is not None and _form(test.inputs) not in forms:
-        tried.append((data.test, test))
-    for split, batch in tried:
+        evaluated.append((data.test, test))
+    for split, batch in evaluated:
         try:
             with torch.no_grad(), eval_mode(net.module), autocast(precision, batch.labels.device):
                 outputs = net.first_pass(batch)
