@@ -152,8 +152,8 @@ def _metric_of(study: Study, name: str, metric: Metric, predictions: SplitPredic
     Raises RunFolderError if it is not, and recipe() fails now.
     """
     with suppress(Exception):  # it may raise anything for the data of another trial
-        found = metric.fit(predictions.validation).compute(predictions.test).value
-        if math.isclose(found, value, rel_tol=1e-6) or (math.isnan(found) and math.isnan(value)):
+        computed = metric.fit(predictions.validation).compute(predictions.test).value
+        if math.isclose(computed, value, rel_tol=1e-6) or (math.isnan(computed) and math.isnan(value)):
             return metric
     trial = next(trial for trial in study.trials if trial.name == name)
     try:
