@@ -142,7 +142,7 @@ def copy_with_module(holder: T, module: nn.Module) -> T:
     """
     parts = {*module.modules()}
     for part in parts:
-        if type(part).__name__ == "OptimizedModule":  # of torch.compile(module), whose copies are compiled anew
+        if type(part).__name__ == "OptimizedModule":  # of torch.compile(module), whose copies are compiled again
             continue
         for name, value in vars(part).items():
             is_copied = isinstance(value, FunctionType) and name != "_compiled_call_impl"  # of module.compile()

@@ -25,6 +25,7 @@ from kdkit.metrics.bootstrap import bootstrap_interval
 from kdkit.metrics.resampling import Resampling, affordable_resamples, draw_counts, drawn_samples, resample
 from kdkit_ecg.labels import scored_classes
 from kdkit_ecg.metrics import ChallengeMetric
+from tests.helpers.metrics import without_resampled
 
 CLASSES = scored_classes(2020).names
 
@@ -42,21 +43,6 @@ def multiclass(rows=80):
     return Predictions(
         labels=labels, outputs=np.eye(3)[labels] + random.normal(0, 1, (rows, 3)), classes=("a", "b", "c")
     )
-
-
-def without_resampled(metric):
-    """Return the metric without its fast `resampled`."""
-
-    class Slow:
-        name = "slow"
-
-        def fit(self, validation):
-            return self
-
-        def compute(self, test):
-            return metric.compute(test)
-
-    return Slow()
 
 
 @pytest.mark.parametrize("ties", [False, True])

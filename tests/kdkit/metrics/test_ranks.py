@@ -6,7 +6,8 @@ import torch
 from sklearn.metrics import label_ranking_average_precision_score, ndcg_score, top_k_accuracy_score
 
 from kdkit import DataError, Predictions, RecipeError
-from kdkit.metrics import MRR, NDCG, Accuracy, BootstrapInterval, TopKAccuracy, lower_is_better
+from kdkit.metrics import MRR, NDCG, Accuracy, TopKAccuracy, lower_is_better
+from tests.helpers.metrics import assert_interval_is_that_of_resamples
 
 CLASSES = tuple("abcdefg")
 RANDOM = np.random.default_rng(0)
@@ -78,14 +79,7 @@ def test_a_network_with_nan_is_never_right_among_the_first_classes(metric):
 
 @pytest.mark.parametrize("metric", METRICS, ids=repr)
 def test_an_interval_is_that_of_the_metric_of_each_resample(metric):
-    fast = BootstrapInterval(metric, resamples=20).compute(multiclass())
-
-    class Slow:
-        name, fit, compute = metric.name, metric.fit, metric.compute
-
-    slow = BootstrapInterval(Slow(), resamples=20).compute(multiclass())
-    assert fast.interval == pytest.approx(slow.interval)
-    assert fast.interval[0] < fast.value < fast.interval[1]
+    assert_interval_is_that_of_resamples(metric, multiclass())
     assert not lower_is_better(metric)
 
 
