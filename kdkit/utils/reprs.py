@@ -67,7 +67,7 @@ def describe_count(count: int, noun: str, plural: str = "") -> str:
 
 
 def differing(first: Any, second: Any) -> tuple[Any, Any]:
-    """Return the differing parts of two JSON values: keys, items, and for texts the parts between commas."""
+    """Return the differing parts of two JSON values: keys, items, and for texts the words in them."""
     if isinstance(first, dict) and isinstance(second, dict):
         keys = [key for key in {**first, **second} if first.get(key) != second.get(key)]
         pairs = {key: differing(first.get(key), second.get(key)) for key in keys}
@@ -77,22 +77,11 @@ def differing(first: Any, second: Any) -> tuple[Any, Any]:
         items = [pair for index, pair in enumerate(items) if pair not in items[:index]]
         return [pair[0] for pair in items], [pair[1] for pair in items]
     if isinstance(first, str) and isinstance(second, str) and first != second:
-        parts = first.split(", "), second.split(", ")
+        parts = [re.findall(r"[^(), ]+|[(), ]", text) for text in (first, second)]  # words and the marks between them
         for end in (0, -1):
             while all(parts) and parts[0][end] == parts[1][end]:
                 parts[0].pop(end), parts[1].pop(end)
-        return _without_unmatched(", ".join(parts[0]), ", ".join(parts[1]))
-    return first, second
-
-
-def _without_unmatched(first: str, second: str) -> tuple[str, str]:
-    """Return two parts of calls without a common "name(" that nothing closes, and a common ")" that nothing opens."""
-    opening = first.partition("(")[0] + "("
-    while all(text.startswith(opening) and text.count("(") > text.count(")") for text in (first, second)):
-        first, second = first.removeprefix(opening), second.removeprefix(opening)
-        opening = first.partition("(")[0] + "("
-    while all(text.endswith(")") and text.count(")") > text.count("(") for text in (first, second)):
-        first, second = first[:-1], second[:-1]
+        return "".join(parts[0]).strip(", "), "".join(parts[1]).strip(", ")
     return first, second
 
 
