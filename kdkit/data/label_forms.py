@@ -13,6 +13,7 @@ Floats of 0 and 1 by class may also have positions, (samples, classes, *position
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -33,7 +34,7 @@ _DESCRIPTIONS: Mapping[Form, str] = {
 _ROWS = 65536  # rows that are compared at a time, to save memory
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots, which exclude cached properties
 class SplitLabels:
     """Labels of a split, (samples, ...), as the dataset yields them, but with 0 for unknown labels.
 
@@ -50,7 +51,7 @@ class SplitLabels:
         """The number of label columns; 1 for (samples,)."""
         return self.rows.shape[1] if self.rows.ndim > 1 else 1
 
-    @property
+    @cached_property
     def form(self) -> Form:
         """The form of the labels. Raises DataError if they have none of the forms."""
         rows = self.rows
@@ -76,7 +77,7 @@ class SplitLabels:
             return "soft"
         return "numbers"
 
-    @property
+    @cached_property
     def is_one_hot(self) -> bool:
         """Whether the labels are 0 and 1, with one 1 in each row."""
         rows = self.rows
@@ -87,7 +88,7 @@ class SplitLabels:
         """Whether the labels are integers that may be classes of positions, (samples, *positions)."""
         return self.rows.ndim > 1 and not self.rows.is_floating_point() and not self.is_one_hot
 
-    @property
+    @cached_property
     def are_shares(self) -> bool:
         """Whether the labels have one column per class, and all values are in [0, 1]."""
         return self.rows.ndim == 2 and _all(self.rows, lambda chunk: (chunk >= 0) & (chunk <= 1))
