@@ -67,7 +67,7 @@ def describe_count(count: int, noun: str, plural: str = "") -> str:
 
 
 def differing(first: Any, second: Any) -> tuple[Any, Any]:
-    """Return the differing parts of two JSON values: keys, items, and for texts the words in them."""
+    """Return the differing parts of two JSON values: keys, items, and for texts the parts between commas."""
     if isinstance(first, dict) and isinstance(second, dict):
         keys = [key for key in {**first, **second} if first.get(key) != second.get(key)]
         pairs = {key: differing(first.get(key), second.get(key)) for key in keys}
@@ -77,11 +77,11 @@ def differing(first: Any, second: Any) -> tuple[Any, Any]:
         items = [pair for index, pair in enumerate(items) if pair not in items[:index]]
         return [pair[0] for pair in items], [pair[1] for pair in items]
     if isinstance(first, str) and isinstance(second, str) and first != second:
-        parts = [re.findall(r"[^(), ]+|[(), ]", text) for text in (first, second)]  # words and the marks between them
+        parts = first.split(", "), second.split(", ")
         for end in (0, -1):
             while all(parts) and parts[0][end] == parts[1][end]:
                 parts[0].pop(end), parts[1].pop(end)
-        return "".join(parts[0]).strip(", "), "".join(parts[1]).strip(", ")
+        return ", ".join(parts[0]), ", ".join(parts[1])
     return first, second
 
 
