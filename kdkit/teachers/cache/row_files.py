@@ -61,8 +61,8 @@ class RowFiles:
         for _, file in self._files:
             os.fsync(file.fileno())
 
-    def refresh(self) -> None:
-        """Read what another process has written."""
+    def refresh(self, draws: set[int]) -> None:
+        """Read what another process has written. draws: those that have rows in the files."""
 
 
 class HeldRows(RowFiles):
@@ -76,6 +76,7 @@ class HeldRows(RowFiles):
         self._most = most
         self._held: dict[int, tuple[Tensor, ...]] = {}  # parts by draw, the most recently used draw last
         self._unsaved: dict[int, list[Tensor]] = {}  # rows by draw that are not in the files yet
+        self._stored: set[int] = set()  # draws that have rows in the files
 
     def read(self, draw: int, rows: Tensor) -> tuple[Tensor, ...]:
         """Return copies of rows, with arbitrary values for rows that were never written."""
@@ -93,8 +94,9 @@ class HeldRows(RowFiles):
             self._save(draw)
         super().flush()
 
-    def refresh(self) -> None:
-        """Forget the draws, which are read again."""
+    def refresh(self, draws: set[int]) -> None:
+        """Forget the draws in memory, which are read again."""
+        self._stored = draws
         self._held.clear()
 
     def _hold(self, draw: int) -> tuple[Tensor, ...]:
@@ -105,9 +107,10 @@ class HeldRows(RowFiles):
                 oldest = next(iter(self._held))
                 self._save(oldest)
                 del self._held[oldest]
-            held = tuple(torch.empty(self._samples, *part.shape, dtype=part.dtype) for part, _ in self._files)
-            for (part, file), values in zip(self._files, held, strict=True):
-                _fill(bytes_of(values), file, draw * self._samples * part.bytes)
+            held = tuple(torch.zeros(self._samples, *part.shape, dtype=part.dtype) for part, _ in self._files)
+            if draw in self._stored:
+                for (part, file), values in zip(self._files, held, strict=True):
+                    _fill(bytes_of(values), file, draw * self._samples * part.bytes)
         self._held[draw] = held
         return held
 
@@ -116,6 +119,7 @@ class HeldRows(RowFiles):
         new = self._unsaved.pop(draw, None)
         if new is None:
             return
+        self._stored.add(draw)
         rows = torch.cat(new).sort().values
         for (part, file), held in zip(self._files, self._held[draw], strict=True):
             content, size = bytes_of(held), part.bytes

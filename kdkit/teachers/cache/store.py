@@ -166,7 +166,7 @@ class Store:
             if not np.array_equal(checksums, self._checksums):
                 self._verified &= checksums == self._checksums
                 self._checksums = checksums
-                self._rows.refresh()
+                self._rows.refresh({*np.flatnonzero(checksums.any(1)).tolist()})
         self._verified_draws = set(np.flatnonzero(self._verified.all(1)).tolist())
 
     def abandon(self) -> None:
