@@ -147,34 +147,7 @@ def require_form(labels: Sequence[SplitLabels], task: Task) -> None:
                 "0 and 1 of shape (samples, classes), such as labels.float().unsqueeze(1) for one class"
             )
     # Class indices have no columns. They are consistent with soft labels of any split.
-    with_columns = [split for split in labels if task == "regression" or split.rows.ndim > 1]
-    # The positions of two splits may differ, such as the sizes of images or grids, but not the number of columns.
-    has_columns = [task == "multilabel" or split.rows.ndim == 2 for split in with_columns]
-    shapes = {
-        (split.rows.ndim, *split.rows.shape[1 : 1 + has_column])
-        for split, has_column in zip(with_columns, has_columns, strict=True)
-    }
-    if len(shapes) > 1:
-        parts = [f"{split.split} data are {split.description}" for split in with_columns]
-        advice = ""
-        dims = {split.rows.ndim for split in with_columns} if task == "multilabel" else set()
-        if dims == {2} and all(split.may_have_positions for split in with_columns):
-            advice = "; if they are classes of positions, such as frames, pass task='multiclass'"
-        elif dims == {2}:
-            advice = (
-                "; for one class at positions, such as frames, that is (samples, 1, positions): labels.unsqueeze(1)"
-            )
-        elif task == "regression" and not with_columns[0].rows.is_floating_point():
-            advice = (
-                "; if a loss that the model computes takes those of training, such as the identities of faces, put "
-                "them among the inputs of Unlabelled(...), and use kdkit.model_loss"
-            )
-        elif 2 not in dims and dims:
-            advice = "; classes must be the second dimension: if they are the last one, labels.movedim(-1, 1)"
-        raise DataError(
-            f"the labels of the {', those of the '.join(parts)}; the labels of all splits must have the same shape"
-            f"{advice}"
-        )
+    _require_same_shape([split for split in labels if task == "regression" or split.rows.ndim > 1], task)
 
 
 def position_dims(labels: Sequence[SplitLabels], task: Task) -> int:
@@ -192,6 +165,36 @@ def position_dims(labels: Sequence[SplitLabels], task: Task) -> int:
             "splits"
         )
     return labels[0].rows.ndim - 1
+
+
+def _require_same_shape(labels: Sequence[SplitLabels], task: Task) -> None:
+    """Raise DataError if labels have other dimensions or columns in one split than in another.
+
+    The positions of two splits may differ, such as the sizes of images or grids.
+    """
+    shapes = set()
+    for split in labels:
+        has_columns = task == "multilabel" or split.rows.ndim == 2
+        shapes.add((split.rows.ndim, *split.rows.shape[1 : 1 + has_columns]))
+    if len(shapes) <= 1:
+        return
+    dims = {split.rows.ndim for split in labels}
+    advice = ""
+    if task == "regression" and not labels[0].rows.is_floating_point():
+        advice = (
+            "; if a loss that the model computes takes those of training, such as the identities of faces, put them "
+            "among the inputs of Unlabelled(...), and use kdkit.model_loss"
+        )
+    elif task == "multilabel" and dims == {2} and all(split.may_have_positions for split in labels):
+        advice = "; if they are classes of positions, such as frames, pass task='multiclass'"
+    elif task == "multilabel" and dims == {2}:
+        advice = "; for one class at positions, such as frames, that is (samples, 1, positions): labels.unsqueeze(1)"
+    elif task == "multilabel" and 2 not in dims:
+        advice = "; classes must be the second dimension: if they are the last one, labels.movedim(-1, 1)"
+    parts = [f"{split.split} data are {split.description}" for split in labels]
+    raise DataError(
+        f"the labels of the {', those of the '.join(parts)}; the labels of all splits must have the same shape{advice}"
+    )
 
 
 def _require_no_column(labels: SplitLabels) -> None:
