@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import resource
 import shutil
 import time
 from pathlib import Path
@@ -245,6 +244,7 @@ def test_an_entry_whose_creation_was_interrupted_is_deleted(tmp_path):
 
 
 def test_a_full_disk_raises_an_error_and_leaves_no_checksums(tmp_path):
+    resource = pytest.importorskip("resource")  # Windows has none
     store = make_folder(tmp_path).open(make_spec())
     write_rows(store, [10])
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
