@@ -1,10 +1,10 @@
-"""Turn the plan of a recipe into the texts of a drawing: stages, their networks, and the terms between them."""
+"""Turn the plan of a recipe into the content of a drawing: stages, their networks, and the terms between them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from kdkit.cli.estimates import about, describe_projector, describe_weight, type_name
+from kdkit.cli.estimates import about, type_name
 from kdkit.engine.check.plan import Plan, TermSummary
 from kdkit.nets.net import Net
 from kdkit.teachers.ema import Ema
@@ -14,17 +14,6 @@ from kdkit.teachers.peer import Peer
 from kdkit.utils.reprs import describe_count, format_count
 
 LABELS = "labels"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Arrow:
-    """A term: the loss with its weight, and the tensors of the source and of the student that it compares."""
-
-    weight: str
-    loss: str
-    source: str
-    student: str
-    projectors: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,14 +27,14 @@ class Box:
 
 @dataclass(slots=True, kw_only=True)
 class Source:
-    """Something that a student learns from.
+    """Something that a student learns from by some terms.
 
     trained: the nets in it that an earlier stage trained, each as the index of that stage and its name.
     """
 
     box: Box
     trained: tuple[tuple[int, str], ...] = ()
-    arrows: list[Arrow] = field(default_factory=list)
+    terms: list[TermSummary] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +87,7 @@ class _StageInPlan:
                 name = term.teacher or ""  # no network has an empty name
                 if name not in sources:
                     sources[name] = self._source(name)
-                sources[name].arrows.append(_arrow(term))
+                sources[name].terms.append(term)
         earlier = self._trained_in(net.name)
         before = () if earlier is None else (f"continues from stage {earlier + 1}",)
         box = Box(name=net.name, net=net.name, lines=(*self._facts_of(net), *before))
@@ -141,15 +130,3 @@ class _StageInPlan:
         """Return the index of the last stage before this one that trains a network."""
         trained = [{net.name for net in stage.objectives} for stage in self.plan.stages[: self.index]]
         return next((earlier for earlier in reversed(range(self.index)) if name in trained[earlier]), None)
-
-
-def _arrow(term: TermSummary) -> Arrow:
-    return Arrow(
-        weight=describe_weight(term),
-        loss=term.loss,
-        source=term.target.removeprefix(f"{LABELS} ") if term.teacher is None else term.target,
-        student=term.student,
-        projectors=tuple(
-            describe_projector(projector).replace("->", "\N{RIGHTWARDS ARROW}") for projector in term.projectors
-        ),
-    )

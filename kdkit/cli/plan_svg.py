@@ -4,9 +4,10 @@ In a card, sources are on the left and students on the right. Outside of the car
 later stages in which it teaches.
 """
 
-from kdkit.cli.plan_graph import Arrow, Box, Lesson, Source, StageGraph, stage_graphs
+from kdkit.cli.estimates import describe_projector, describe_weight
+from kdkit.cli.plan_graph import LABELS, Box, Lesson, Source, StageGraph, stage_graphs
 from kdkit.cli.svg import COLOURS, Point, Svg, text_width
-from kdkit.engine.check.plan import Plan
+from kdkit.engine.check.plan import Plan, TermSummary
 from kdkit.utils.reprs import describe_count
 
 _WIDTH = 1000.0
@@ -98,10 +99,10 @@ class _Drawing:
             for number, (stage, net) in enumerate(source.trained, start=1):
                 end = (left, y + source_height * number / (len(source.trained) + 1))
                 self.entries.append((stage, net, end))
-            arrow_top = y + (source_height - sum(map(_arrow_height, source.arrows))) / 2
-            for arrow in source.arrows:
-                self._arrow(arrow, self._colour(source.box), (left + _BOX, right), arrow_top)
-                arrow_top += _arrow_height(arrow)
+            arrow_top = y + (source_height - sum(map(_arrow_height, source.terms))) / 2
+            for term in source.terms:
+                self._arrow(term, self._colour(source.box), (left + _BOX, right), arrow_top)
+                arrow_top += _arrow_height(term)
             y += source_height + _GAP
 
     def _box(self, box: Box, x: float, y: float, height: float) -> None:
@@ -116,21 +117,24 @@ class _Drawing:
             svg.text("fact", x + 26, first + 1 + _LINE * number, line, size=12, width=_BOX - 36)
         svg.end_group()
 
-    def _arrow(self, arrow: Arrow, colour: int, ends: tuple[float, float], top: float) -> None:
+    def _arrow(self, term: TermSummary, colour: int, ends: tuple[float, float], top: float) -> None:
+        """Draw a term: the loss with its weight, and the tensors of the source and of the student that it compares."""
         svg, (start, end), y = self.svg, ends, top + 27
         width = end - start - 28
         svg.begin_group("term")
-        weight = f"{arrow.weight} \N{MULTIPLICATION SIGN} "
-        name, _, options = arrow.loss.partition("(")
+        weight = f"{describe_weight(term)} \N{MULTIPLICATION SIGN} "
+        name, _, options = term.loss.partition("(")
         used = svg.text("strong", start + 14, y - 9, weight + name, size=13, width=width)
         svg.text("end", end - 14, y - 9, _leading(options.removesuffix(")"), width - used - 14), size=12, width=width)
         svg.path(f"line c{colour}", [(start, y), (end - 5, y)])
         svg.head(f"fill c{colour}", end - 1, y)
         half = (width - 12) / 2
-        svg.text("side", start + 14, y + 16, arrow.source, size=12, width=half)
-        svg.text("side end", end - 14, y + 16, arrow.student, size=12, width=half)
-        for number, projector in enumerate(arrow.projectors, start=1):
-            svg.text("side end", end - 14, y + 16 + _PROJECTOR * number, projector, size=12, width=width)
+        target = term.target.removeprefix(f"{LABELS} ") if term.teacher is None else term.target
+        svg.text("side", start + 14, y + 16, target, size=12, width=half)
+        svg.text("side end", end - 14, y + 16, term.student, size=12, width=half)
+        for number, projector in enumerate(term.projectors, start=1):
+            text = describe_projector(projector).replace("->", "\N{RIGHTWARDS ARROW}")
+            svg.text("side end", end - 14, y + 16 + _PROJECTOR * number, text, size=12, width=width)
         svg.end_group()
 
     def _draw_rails(self) -> None:
@@ -163,11 +167,11 @@ def _sources_height(lesson: Lesson) -> float:
 
 
 def _source_height(source: Source) -> float:
-    return max(_box_height(source.box), sum(map(_arrow_height, source.arrows)))
+    return max(_box_height(source.box), sum(map(_arrow_height, source.terms)))
 
 
-def _arrow_height(arrow: Arrow) -> float:
-    return _ARROW + _PROJECTOR * len(arrow.projectors)
+def _arrow_height(term: TermSummary) -> float:
+    return _ARROW + _PROJECTOR * len(term.projectors)
 
 
 def _box_height(box: Box) -> float:

@@ -263,10 +263,7 @@ def _value_type(parameter: Parameter) -> Any:
     """Return the type of one value of a parameter, as click takes it."""
     kind: Any = PATH if parameter.type is Path else parameter.type
     if parameter.choices:
-        is_text = isinstance(parameter.choices[0], str)
-        kind = (
-            click.Choice([str(choice) for choice in parameter.choices]) if is_text else _LiteralType(parameter.choices)
-        )
+        kind = click.Choice(parameter.choices)
     # A flag has no value, and one of the choices may be named `none`.
     if not parameter.optional or parameter.type is bool or _NONE in parameter.choices:
         return kind
@@ -290,18 +287,3 @@ class _OptionalType(click.ParamType):  # type: ignore[type-arg]  # not generic i
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """Return the completions of the type."""
         return self.kind.shell_complete(ctx, param, incomplete)
-
-
-class _LiteralType(click.ParamType):  # type: ignore[type-arg]  # as above
-    """The values of a Literal that are not strings, such as Literal[12, 6, 3]."""
-
-    name = "choice"
-
-    def __init__(self, choices: tuple[Any, ...]) -> None:
-        self.choices = {str(choice): choice for choice in choices}
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the choice with the text of this value; fail with the list of choices if there is none."""
-        if str(value) not in self.choices:
-            self.fail(f"{value!r} is not one of {', '.join(self.choices)}", param, ctx)
-        return self.choices[str(value)]

@@ -13,6 +13,7 @@ Floats of 0 and 1 by class may also have positions, (samples, classes, *position
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -33,7 +34,7 @@ _DESCRIPTIONS: Mapping[Form, str] = {
 _ROWS = 65536  # rows that are compared at a time, to save memory
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots, which exclude cached properties
 class SplitLabels:
     """Labels of a split, (samples, ...), as the dataset yields them, but with 0 for unknown labels.
 
@@ -50,7 +51,7 @@ class SplitLabels:
         """The number of label columns; 1 for (samples,)."""
         return self.rows.shape[1] if self.rows.ndim > 1 else 1
 
-    @property
+    @cached_property
     def form(self) -> Form:
         """The form of the labels. Raises DataError if they have none of the forms."""
         rows = self.rows
@@ -76,7 +77,7 @@ class SplitLabels:
             return "soft"
         return "numbers"
 
-    @property
+    @cached_property
     def is_one_hot(self) -> bool:
         """Whether the labels are 0 and 1, with one 1 in each row."""
         rows = self.rows
@@ -87,7 +88,7 @@ class SplitLabels:
         """Whether the labels are integers that may be classes of positions, (samples, *positions)."""
         return self.rows.ndim > 1 and not self.rows.is_floating_point() and not self.is_one_hot
 
-    @property
+    @cached_property
     def are_shares(self) -> bool:
         """Whether the labels have one column per class, and all values are in [0, 1]."""
         return self.rows.ndim == 2 and _all(self.rows, lambda chunk: (chunk >= 0) & (chunk <= 1))
@@ -146,34 +147,7 @@ def require_form(labels: Sequence[SplitLabels], task: Task) -> None:
                 "0 and 1 of shape (samples, classes), such as labels.float().unsqueeze(1) for one class"
             )
     # Class indices have no columns. They are consistent with soft labels of any split.
-    with_columns = [split for split in labels if task == "regression" or split.rows.ndim > 1]
-    # The positions of two splits may differ, such as the sizes of images or grids, but not the number of columns.
-    has_columns = [task == "multilabel" or split.rows.ndim == 2 for split in with_columns]
-    shapes = {
-        (split.rows.ndim, *split.rows.shape[1 : 1 + has_column])
-        for split, has_column in zip(with_columns, has_columns, strict=True)
-    }
-    if len(shapes) > 1:
-        parts = [f"{split.split} data are {split.description}" for split in with_columns]
-        advice = ""
-        dims = {split.rows.ndim for split in with_columns} if task == "multilabel" else set()
-        if dims == {2} and all(split.may_have_positions for split in with_columns):
-            advice = "; if they are classes of positions, such as frames, pass task='multiclass'"
-        elif dims == {2}:
-            advice = (
-                "; for one class at positions, such as frames, that is (samples, 1, positions): labels.unsqueeze(1)"
-            )
-        elif task == "regression" and not with_columns[0].rows.is_floating_point():
-            advice = (
-                "; if a loss that the model computes takes those of training, such as the identities of faces, put "
-                "them among the inputs of Unlabelled(...), and use kdkit.model_loss"
-            )
-        elif 2 not in dims and dims:
-            advice = "; classes must be the second dimension: if they are the last one, labels.movedim(-1, 1)"
-        raise DataError(
-            f"the labels of the {', those of the '.join(parts)}; the labels of all splits must have the same shape"
-            f"{advice}"
-        )
+    _require_same_shape([split for split in labels if task == "regression" or split.rows.ndim > 1], task)
 
 
 def position_dims(labels: Sequence[SplitLabels], task: Task) -> int:
@@ -191,6 +165,36 @@ def position_dims(labels: Sequence[SplitLabels], task: Task) -> int:
             "splits"
         )
     return labels[0].rows.ndim - 1
+
+
+def _require_same_shape(labels: Sequence[SplitLabels], task: Task) -> None:
+    """Raise DataError if labels have other dimensions or columns in one split than in another.
+
+    The positions of two splits may differ, such as the sizes of images or grids.
+    """
+    shapes = set()
+    for split in labels:
+        has_columns = task == "multilabel" or split.rows.ndim == 2
+        shapes.add((split.rows.ndim, *split.rows.shape[1 : 1 + has_columns]))
+    if len(shapes) <= 1:
+        return
+    dims = {split.rows.ndim for split in labels}
+    advice = ""
+    if task == "regression" and not labels[0].rows.is_floating_point():
+        advice = (
+            "; if a loss that the model computes takes those of training, such as the identities of faces, put them "
+            "among the inputs of Unlabelled(...), and use kdkit.model_loss"
+        )
+    elif task == "multilabel" and dims == {2} and all(split.may_have_positions for split in labels):
+        advice = "; if they are classes of positions, such as frames, pass task='multiclass'"
+    elif task == "multilabel" and dims == {2}:
+        advice = "; for one class at positions, such as frames, that is (samples, 1, positions): labels.unsqueeze(1)"
+    elif task == "multilabel" and 2 not in dims:
+        advice = "; classes must be the second dimension: if they are the last one, labels.movedim(-1, 1)"
+    parts = [f"{split.split} data are {split.description}" for split in labels]
+    raise DataError(
+        f"the labels of the {', those of the '.join(parts)}; the labels of all splits must have the same shape{advice}"
+    )
 
 
 def _require_no_column(labels: SplitLabels) -> None:

@@ -3,7 +3,8 @@
 import multiprocessing
 import re
 import shutil
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 from kdkit.errors import DataError, KdkitError, describe_error
@@ -74,6 +75,15 @@ def explain_unreadable(error: Exception, position: str, *, has_workers: bool = F
     return DataError(f"{position} cannot be read: {_describe(error, caught)}; {advice}")
 
 
+@contextmanager
+def explaining(position: Callable[[], str]) -> Iterator[None]:
+    """Raise the explanation of any error in this context. position: returns what cannot be read."""
+    try:
+        yield
+    except Exception as error:  # user code may raise anything
+        raise_explained(error, explain_unreadable(error, position()))
+
+
 def raise_explained(error: Exception, explained: Exception) -> NoReturn:
     """Raise the explanation of an error, which may be the error itself."""
     if explained is error:
@@ -104,11 +114,6 @@ def _ended(position: str, worker: str, code: str = "") -> DataError:
         f"{position} cannot be read: {worker} ended without an error message{code}; the system kills processes if "
         f"memory runs out: {_FEWER}; to find other causes, read the data without workers{guard}"
     )
-
-
-def is_from_worker(error: Exception) -> bool:
-    """Whether an error comes from a worker process."""
-    return _CAUGHT.match(str(error)) is not None
 
 
 def _describe(error: Exception, caught: re.Match[str] | None) -> str:

@@ -20,7 +20,7 @@ from kdkit.data.batch import Batch, content_of
 from kdkit.data.dataset import LoaderSplit, Split
 from kdkit.data.label_check import DeferredLabelCheck, LabelCheck
 from kdkit.data.loading import RowBatches, load_ahead
-from kdkit.data.read_errors import explain_ended_worker, explain_unreadable, is_from_worker, raise_explained
+from kdkit.data.read_errors import explain_unreadable, raise_explained
 from kdkit.errors import DataError
 from kdkit.utils.cores import usable_cores
 from kdkit.utils.randomness import preserve_rng_state
@@ -145,15 +145,13 @@ def reading(position: str, loader: object = None) -> Iterator[None]:
     """Read one batch inside the context, with the warnings and errors of `ReadBatches`.
 
     position: the name of the batch, such as "the first batch of the train data". loader: its DataLoader, if it has one.
-    TypeError and ValueError in this process pass unchanged, because the caller explains the errors of torch's collate.
     """
     with _Watch(lambda: position, loader) as watch:
         watch.since = monotonic()
         try:
             yield
         except Exception as error:
-            is_collate = isinstance(error, TypeError | ValueError) and not is_from_worker(error)
-            raise_explained(error, error if is_collate else watch.explained(error))
+            raise_explained(error, watch.explained(error))
 
 
 _slow_splits: set[int] = set()  # ids of splits that a warning was given for; some splits are not hashable
@@ -193,22 +191,10 @@ class _Watch:
 
     def explained(self, error: Exception) -> Exception:
         """Return the error to raise instead of this one, which may be the same one, and end the workers."""
-        if self._loader is None:
-            return self._explained(error)
-        ended = None
-        try:
+        if self._loader is not None:
+            with suppress(RuntimeError):  # torch may report the end of another worker at any line, once
+                _end_workers(error, self._loader)
             _end_workers(error, self._loader)
-        except RuntimeError as later:  # torch may report the end of another worker at any line, once
-            ended = explain_ended_worker(later, self.position())
-            if ended is None:
-                raise
-            _end_workers(error, self._loader)
-        explained = self._explained(error)
-        if ended is not None:
-            explained.add_note(f"meanwhile: {ended}")
-        return explained
-
-    def _explained(self, error: Exception) -> Exception:
         if self._expired:
             return DataError(
                 f"{self.position()} was not read within {LIMIT / 60:g} minutes, so its worker processes were ended; "

@@ -1,6 +1,8 @@
 """Collate samples into a batch, and split a sample or a batch into its inputs, labels and weights."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,11 +11,13 @@ import torch
 from torch import Tensor
 
 from kdkit.data.batch import collate, items_of, nested_tensors, rebuild
-from kdkit.errors import DataError, first_line
+from kdkit.errors import DataError
 
 MISSING_LABEL = -1  # the label of every sample in data without labels
 _NO_LABEL = "give samples without a label the label -1, and pass ignore_index=-1"
-INSTEAD_OF_NONE = f"{_NO_LABEL}; give those without one of several inputs zeros of its shape"
+TENSORS_OF_TABLE = (
+    "TensorDataset(torch.tensor(table[INPUTS].to_numpy(), dtype=torch.float32), torch.tensor(table[LABEL].to_numpy()))"
+)
 _OTHERS = "leave out indices and names of samples, and put what networks and losses need into the inputs"
 _LABEL_KEYS = ("label", "labels", "target", "targets", "y")  # conventions of Hugging Face, torchvision and others
 
@@ -160,22 +164,61 @@ def collate_samples(samples: list[Any]) -> Any:
     """Collate samples into a batch.
 
     Raises DataError for lists of numbers, which would become many tensors, for samples of which only some have labels,
-    or have numbers instead of tensors, and for mappings with different keys.
+    and for mappings with different keys. `collating` explains the errors of torch.
     """
     require_tensors(samples[0])
     _require_same_form(samples)
     _require_same_keys(samples)
+    return collate(samples)
+
+
+@contextmanager
+def collating(name: str) -> Iterator[None]:
+    """Raise DataError for samples that torch cannot collate in this context, whose error has no split and no remedy.
+
+    name: of the split.
+    """
     try:
-        return collate(samples)
+        yield
     except (TypeError, RuntimeError) as error:
-        if "NoneType" in str(error):
-            raise DataError(f"samples of a batch have None instead of a tensor; {INSTEAD_OF_NONE}") from error
-        if "expected Tensor as element" in str(error):
-            raise DataError(
-                "some samples of a batch have a tensor, and others a number, such as a label; return numbers for all, "
-                f"int(label), or tensors, torch.tensor(label) ({first_line(error)})"
-            ) from error
-        raise
+        reason = _why_not_collated(str(error))
+        if not reason:
+            raise
+        raise DataError(f"samples of the {name} data {reason}") from error
+
+
+def _why_not_collated(text: str) -> str:
+    """Return why samples cannot be collated, and what to do, by the text of torch's error; "" for any other error."""
+    if re.search(r"(found <class '|expected Tensor as element .* but got |infer dtype of )NoneType", text):
+        return (
+            f"have None instead of a tensor; {_NO_LABEL}; give those without one of several inputs zeros of its shape"
+        )
+    if "expected Tensor as element" in text:
+        return (
+            "are in part tensors, and in part numbers, such as labels; return numbers for all, int(label), or tensors, "
+            "torch.tensor(label)"
+        )
+    if "Batches of sparse tensors" in text:
+        return (
+            "are sparse, so they cannot be stacked; make them dense, .to_dense(), or pass a collate_fn that makes a "
+            "batch of them"
+        )
+    shapes = re.search(r"equal size, but got \[(.*?)\] at entry \d+ and \[(.*?)\] at entry", text)
+    if shapes or "each element in list of batch should be of equal size" in text:  # the latter for lists of numbers
+        sizes = f"shapes, such as ({shapes[1]}) and ({shapes[2]})" if shapes else "lengths"
+        return (
+            f"have different {sizes}, so they cannot be stacked; crop or pad them in the Dataset, or pass a collate_fn "
+            "that pads a batch: TorchData(..., collate_fn=...), or that of a DataLoader"
+        )
+    found = re.search(r"default_collate: batch must contain .*found <class '(.*)'>", text)
+    if not found:
+        return ""
+    advice = "pass collate_fn=..., a function that makes a batch of a list of such samples"
+    if found[1].startswith("PIL."):
+        advice = "convert images to tensors in the Dataset, such as with torchvision.transforms.v2.PILToTensor()"
+    elif found[1].startswith(("pandas.", "polars.")):
+        advice = f"make tensors of tables: {TENSORS_OF_TABLE}"
+    return f"must be pairs (inputs, labels) of tensors, arrays or numbers; got a {found[1]}; {advice}"
 
 
 def _require_same_form(samples: Sequence[Any]) -> None:

@@ -1,8 +1,7 @@
 """Use a torch Dataset or DataLoader that yields `(inputs, labels)` as a split."""
 
-import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -24,13 +23,14 @@ from torch.utils.data import (
 from kdkit.data.batch import Batch, as_targets, content_of, items_of, map_tensors, rebuild, select_rows
 from kdkit.data.dataset import LoaderSplit, Split
 from kdkit.data.label_check import LabelCheck
-from kdkit.data.read_errors import explain_unreadable, raise_explained
+from kdkit.data.read_errors import explaining
 from kdkit.data.reading import reading
 from kdkit.data.samples import (
-    INSTEAD_OF_NONE,
+    TENSORS_OF_TABLE,
     SampleKeys,
     as_weights,
     collate_samples,
+    collating,
     missing_labels,
     require_samples,
     require_stacked,
@@ -45,9 +45,6 @@ D = TypeVar("D", bound=Dataset[Any])
 
 _NO_BATCH = object()
 _REORDERED = 4  # samples that are read in two orders
-_TENSORS_OF_TABLE = (
-    "TensorDataset(torch.tensor(table[INPUTS].to_numpy(), dtype=torch.float32), torch.tensor(table[LABEL].to_numpy()))"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,28 +112,28 @@ class DatasetSplit(Split):
             columns = [select_rows(tensor, rows.to(tensor.device)) for tensor in self.tensors]
             # The same as `keys.split`, whose checks take as long as the rest of this method.
             return columns[0], columns[1], columns[2] if len(columns) == 3 else None
-        samples = self._samples(rows.tolist(), draw)
+        samples = self._samples(rows, draw)
         if self.has_own_collate:
-            return self.keys.split(self._collated(samples, rows), self.must_yield)
-        with _explain_unequal_samples(self.name):
-            return self.keys.split(collate_samples(samples), self.must_yield)
+            with explaining(lambda: self._position(rows)):
+                batch = self.collate_fn(samples)
+        else:
+            with collating(self.name):
+                batch = collate_samples(samples)
+        return self.keys.split(batch, self.must_yield)
 
-    def _samples(self, rows: list[int], draw: int) -> list[Any]:
+    def _samples(self, rows: Tensor, draw: int) -> list[Any]:
         # Hugging Face datasets read several rows together ten times as fast. A subclass of a torch dataset may inherit
         # this method, and change samples in __getitem__ only.
         if hasattr(self.dataset, "__getitems__") and not isinstance(self.dataset, Dataset) and not self.is_drawn:
-            samples: list[Any] = self.dataset.__getitems__(rows)
-            return samples
-        samples = []
-        try:
-            for row in rows:
+            with explaining(lambda: self._position(rows)):
+                return list(self.dataset.__getitems__(rows.tolist()))
+        samples: list[Any] = []
+        row = 0
+        with explaining(lambda: f"the sample in row {row} of the {self.name} data{_file_of(self.dataset, row)}"):
+            for row in rows.tolist():
                 with seeded_on_cpu(derive_seed(row, draw, SeedPurpose.DRAW)) if self.is_drawn else nullcontext():
                     samples.append(self.dataset[row])
-        except Exception as error:  # user code may raise anything
-            row = rows[len(samples)]
-            sample = f"the sample in row {row} of the {self.name} data{_file_of(self.dataset, row)}"
-            raise_explained(error, explain_unreadable(error, sample))
-        for row, sample in zip(rows, samples, strict=True):
+        for row, sample in zip(rows.tolist(), samples, strict=True):
             if sample is None:
                 raise DataError(
                     f"the sample in row {row} of the {self.name} data is None; leave out such rows, as with "
@@ -144,13 +141,8 @@ class DatasetSplit(Split):
                 )
         return samples
 
-    def _collated(self, samples: list[Any], rows: Tensor) -> Any:
-        """Return the batch that the user's collate_fn makes."""
-        try:
-            return self.collate_fn(samples)
-        except Exception as error:  # user code may raise anything
-            position = f"a batch of the {self.name} data (rows {describe_numbers(rows.tolist())})"
-            raise_explained(error, explain_unreadable(error, position))
+    def _position(self, rows: Tensor) -> str:
+        return f"a batch of the {self.name} data (rows {describe_numbers(rows.tolist())})"
 
     def batch(self, rows: Tensor, draw: int) -> Batch:
         """Return these rows, with labels in the form that losses take."""
@@ -190,7 +182,7 @@ class CheckedLoaderSplit(LoaderSplit):
 
     def __iter__(self) -> Iterator[Batch]:
         samples = 0
-        with _explain_unequal_samples(self.name):
+        with collating(self.name):
             for index, batch in enumerate(super().__iter__()):
                 if self.label_check is not None:
                     self.label_check(batch.labels, None, index)
@@ -292,7 +284,7 @@ def _refuse_table(name: str, data: Any) -> None:
     if is_table and not isinstance(data, Dataset):
         raise DataError(
             f"the {name} data is a {type(data).__name__}, whose items are columns, not samples; make tensors of it: "
-            f"{_TENSORS_OF_TABLE}"
+            f"{TENSORS_OF_TABLE}"
         )
 
 
@@ -301,10 +293,7 @@ def first_batch(split: TorchSplit) -> Batch:
 
     Raises DataError if it is not (inputs, labels).
     """
-    try:
-        inputs, labels, weights = _read_first(split)
-    except (TypeError, ValueError) as error:  # raised by torch's collate, for example for PIL images
-        raise _explain_collate_error(error, split) from error
+    inputs, labels, weights = _read_first(split)
     if labels is None and split.keys.inputs_only:
         labels = missing_labels(inputs)
     _require_labels(split.name, labels)
@@ -318,7 +307,7 @@ def _read_first(split: TorchSplit) -> tuple[Any, Any, Any]:
     if not isinstance(split, LoaderSplit):
         return split.read(torch.tensor([0]))
     name = split.name
-    with reading(f"the first batch of the {name} data", split.loader), _explain_unequal_samples(name):
+    with reading(f"the first batch of the {name} data", split.loader), collating(name):
         batch = next(iter(split.loader), _NO_BATCH)
     if batch is _NO_BATCH:
         advice = "; its only batch is dropped, pass drop_last=False" if split.loader.drop_last else ""
@@ -326,23 +315,6 @@ def _read_first(split: TorchSplit) -> tuple[Any, Any, Any]:
     if split.loader.collate_fn is default_collate:
         require_stacked(batch)
     return split.keys.split(batch, split.must_yield)
-
-
-def _explain_collate_error(error: Exception, split: TorchSplit) -> Exception:
-    """Return the error to raise instead of one for the first sample or batch."""
-    if isinstance(split, LoaderSplit) and split.loader.collate_fn not in (default_collate, collate_samples):
-        has_workers = split.loader.num_workers > 0
-        return explain_unreadable(error, f"the first batch of the {split.name} data", has_workers=has_workers)
-    advice = ""
-    if "NoneType" in str(error):
-        advice = f"; {INSTEAD_OF_NONE}"
-    elif "PIL." in str(error):
-        advice = "; convert images to tensors in the Dataset, such as with torchvision.transforms.v2.PILToTensor()"
-    elif "pandas." in str(error) or "polars." in str(error):
-        advice = f"; make tensors of tables: {_TENSORS_OF_TABLE}"
-    elif "default_collate" in str(error):
-        advice = "; pass collate_fn=..., a function that makes a batch of a list of such samples"
-    return DataError(f"the {split.name} data must yield pairs (inputs, labels) of tensors: {error}{advice}")
 
 
 def _require_labels(name: str, labels: Any) -> None:
@@ -369,30 +341,6 @@ def _file_of(dataset: Any, row: int) -> str:
         file = dataset.samples[row][0]
         return f", {file}," if is_file(Path(file)) else ""
     return ""
-
-
-@contextmanager
-def _explain_unequal_samples(name: str) -> Iterator[None]:
-    """Raise DataError instead of torch's error about samples of different shapes, which has no split and no remedy."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "Batches of sparse tensors" in str(error):
-            raise DataError(
-                f"samples of the {name} data are sparse, so they cannot be stacked; make them dense, .to_dense(), or "
-                "pass a collate_fn that makes a batch of them"
-            ) from error
-        shapes = re.search(r"equal size, but got \[(.*?)\] at entry \d+ and \[(.*?)\] at entry", str(error))
-        if shapes is not None:
-            sizes = f"shapes, such as ({shapes[1]}) and ({shapes[2]})"
-        elif "each element in list of batch should be of equal size" in str(error):
-            sizes = "lengths"  # lists of numbers
-        else:
-            raise
-        raise DataError(
-            f"samples of the {name} data have different {sizes}, so they cannot be stacked; crop or pad them in the "
-            "Dataset, or pass a collate_fn that pads a batch: TorchData(..., collate_fn=...), or that of a DataLoader"
-        ) from error
 
 
 def require_order(split: DatasetSplit) -> None:

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -62,16 +61,25 @@ def compare_cells(
     overlap = float(np.max([run.overlap for run in runs])) if average_over else 0.0
 
     def results_of(cell: _FinishedCell) -> CellResults:
-        results = cell.results()
+        comparison = against_reference = distillation = None
         if cell in compared and reference:
-            against = by_label[cell.cell.reference].nets
-            results = replace(results, against_reference=_compare(cell.nets, against, metric, level, overlap))
-        elif best is not None and cell in compared:
-            results = replace(results, comparison=_compare(best.nets, cell.nets, metric, level, overlap))
+            reference_nets = by_label[cell.cell.reference].nets
+            against_reference = _compare(cell.nets, reference_nets, metric, level, overlap)
+        elif cell in compared and best is not None:
+            comparison = _compare(best.nets, cell.nets, metric, level, overlap)
         if cell.baselines:
             distillation = _compare(cell.nets, cell.baselines, metric, distillation_level, overlap)
-            results = replace(results, distillation=distillation)
-        return results
+        return CellResults(
+            label=cell.cell.label,
+            options=cell.cell.options,
+            metrics=_by_metric(cell.nets),
+            validation={key: run.validation for key, run in cell.runs.items()},
+            comparison=comparison,
+            reference=cell.cell.reference,
+            against_reference=against_reference,
+            alone=_by_metric(cell.baselines),
+            distillation=distillation,
+        )
 
     names = {run.name for run in runs}
     return SweepResults(
@@ -191,17 +199,6 @@ class _FinishedCell:
         self.baselines = {key: run.alone for key, run in self.runs.items() if run.alone.metrics}
         self.validation = spread(run.validation for run in self.runs.values())
 
-    def results(self) -> CellResults:
-        """Return the results without comparisons."""
-        return CellResults(
-            label=self.cell.label,
-            options=self.cell.options,
-            metrics=_by_metric({key: net.metrics for key, net in self.nets.items()}),
-            alone=_by_metric({key: net.metrics for key, net in self.baselines.items()}),
-            validation={key: run.validation for key, run in self.runs.items()},
-            reference=self.cell.reference,
-        )
-
 
 def _best(cells: Sequence[_FinishedCell], metric: Metric) -> _FinishedCell | None:
     """Return the cell with the best mean on the validation split; None if the metric is undefined for all of them."""
@@ -242,7 +239,7 @@ def _compare(
     return comparison.with_overlap(overlap)
 
 
-def _by_metric(values: Mapping[Repetition, Mapping[str, float]]) -> dict[str, dict[Repetition, float]]:
-    """Return values by repetition and metric as values by metric and repetition."""
-    names = dict.fromkeys(name for of_run in values.values() for name in of_run)
-    return {name: {key: of_run[name] for key, of_run in values.items() if name in of_run} for name in names}
+def _by_metric(nets: Mapping[Repetition, _ReportedNet]) -> dict[str, dict[Repetition, float]]:
+    """Return the values of each metric by repetition."""
+    names = dict.fromkeys(name for net in nets.values() for name in net.metrics)
+    return {name: {key: net.metrics[name] for key, net in nets.items() if name in net.metrics} for name in names}

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from itertools import pairwise
 
 from kdkit.engine.options import RunOptions
 from kdkit.engine.run import Result, prepared, run
@@ -93,10 +94,6 @@ class _PendingStages:
 
     @property
     def is_sequence(self) -> bool:
-        """Whether each unfinished stage needs all earlier ones, so that no two can be trained at the same time."""
-        earlier: set[str] = set()
-        for name in (name for name in self._needs if name not in self.finished):
-            if not earlier.issubset(self._all_needs[name]):
-                return False
-            earlier.add(name)
-        return True
+        """Whether each unfinished stage needs the one before it, so that no two can be trained at the same time."""
+        unfinished = [name for name in self._needs if name not in self.finished]
+        return all(earlier in self._all_needs[later] for earlier, later in pairwise(unfinished))

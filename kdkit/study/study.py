@@ -21,7 +21,7 @@ from kdkit.nets.weights import runs_in
 from kdkit.recipe.recipe import Recipe
 from kdkit.recipe.recipe_code import arguments_of, code_of, function_of, source_file
 from kdkit.study.scheduler import run_trials
-from kdkit.study.settings import TrialSettings, unknown_run
+from kdkit.study.settings import Settings, differences, settings_of, unknown_run
 from kdkit.study.trial import Trial, TrialResult, as_names
 from kdkit.study.workers.in_process import InProcess
 from kdkit.study.workers.job import TRIAL_FILE, Job, Workers
@@ -137,7 +137,7 @@ class Study:
         for run in () if options.force else runs:
             with suppress(RunFolderError):  # it cannot be read; a trial of this name will fail with this error
                 records[run] = read_record(self.path(run))
-        unknown = unknown_run([self._settings(trial, options) for trial in self.trials], records)
+        unknown = unknown_run({trial.name: self._settings(trial, options) for trial in self.trials}, records)
         if unknown is not None:
             raise RunFolderError(
                 f"{self.folder} holds other runs, such as {unknown}; pass the same options, and all values of a sweep; "
@@ -233,8 +233,8 @@ class Study:
             source=code_of(trial.recipe) if file is None else self._sources[file],
         )
 
-    def _settings(self, trial: Trial, options: RunOptions) -> TrialSettings:
-        return TrialSettings.of(trial.name, self._origin(trial), replace(options, seed=trial.seed))
+    def _settings(self, trial: Trial, options: RunOptions) -> Settings:
+        return settings_of(self._origin(trial), replace(options, seed=trial.seed))
 
     def _digest(self, name: str) -> str:
         """Return a digest of the weights of a finished trial."""
@@ -252,10 +252,10 @@ class Study:
         Compares only what is known without reading the data, so that a finished trial is skipped quickly.
         """
         path = self.path(trial.name)
-        differences = self._settings(trial, options).differences(read_record(path))
-        if differences:
+        changes = differences(self._settings(trial, options), read_record(path))
+        if changes:
             raise RunFolderError(
-                f"{path} holds a finished run that differs in {'; and in '.join(differences)}; choose another folder, "
+                f"{path} holds a finished run that differs in {'; and in '.join(changes)}; choose another folder, "
                 "or delete this one"
             )
 

@@ -152,48 +152,45 @@ class SweepResults:
         against_reference = [cell.against_reference for cell in self.cells if cell.against_reference is not None]
         against_baselines = [cell.distillation for cell in self.cells if cell.distillation is not None]
         comparisons = [*of_best, *against_reference, *against_baselines]
-        notes = dict.fromkeys(
+        notes = [
             comparison.note
             for comparison in comparisons
             if comparison.note and (comparison.seeds is not None or comparison.samples is None)
-        )
+        ]
         finished = [cell for cell in self.cells if cell.repetitions]
         repetitions = [cell.repetitions for cell in finished]
         if comparisons and min(map(len, repetitions)) == 1:
-            notes["one seed cannot tell which options are better, or whether distillation helps: --seeds 5"] = None
+            notes.append("one seed cannot tell which options are better, or whether distillation helps: --seeds 5")
         if against_baselines:
-            for cell in self.cells:
-                if cell.repetitions and cell.distillation is None:
-                    notes[f"{cell.label} has no baseline, because it has no distilled student"] = None
+            alone = [cell.label for cell in finished if cell.distillation is None]
+            notes += [f"{label} has no baseline, because it has no distilled student" for label in alone]
         if self.best is None and len(self.cells) > 1:
             advice = "; choose another metric with --metric, or compare with --reference OPTION=VALUE"
-            notes[
+            notes.append(
                 f"{self.metric} is undefined on the validation split, so no combination is the best"
                 f"{'' if self.reference else advice}"
-            ] = None
+            )
         undefined = [cell.label for cell in finished if math.isnan(spread(cell.validation.values()).mean)]
         if self.best is not None and undefined:
             names = describe_names(map(repr, undefined))
-            notes[
+            notes.append(
                 f"{self.metric} is undefined on the validation split in a run of {names}, so the best is chosen among "
                 "the others"
-            ] = None
-        for label in self.without_net:
-            notes[f"{label} has no net {self.net!r}"] = None
-        labels = {cell.label for cell in finished}
-        for cell in finished:
-            if cell.reference not in {"", *labels}:
-                notes[f"{cell.reference} has no results to compare with"] = None
+            )
+        notes += [f"{label} has no net {self.net!r}" for label in self.without_net]
+        labels = {"", *(cell.label for cell in finished)}
+        missing = [cell.reference for cell in finished if cell.reference not in labels]
+        notes += [f"{reference} has no results to compare with" for reference in missing]
         if len({*repetitions}) > 1:
-            notes[f"means are over different {self.unit}s, because some runs are missing; run the sweep again"] = None
+            notes.append(f"means are over different {self.unit}s, because some runs are missing; run the sweep again")
         if max(map(len, (of_best, against_reference, against_baselines))) > 1:
-            notes[f"all intervals of a table together hold with {100 * LEVEL:.0f} % confidence (Bonferroni)"] = None
+            notes.append(f"all intervals of a table together hold with {100 * LEVEL:.0f} % confidence (Bonferroni)")
         if of_best and self.reported_on == "validation":
             # On the samples used to choose it, the best looks better than it is.
-            notes["there is no test split, so the best was chosen and compared on the same samples"] = None
+            notes.append("there is no test split, so the best was chosen and compared on the same samples")
         elif self.average_over and any(comparison.includes_samples for comparison in of_best):
-            notes["test samples of one run may be validation samples of another, on which the best was chosen"] = None
-        return list(notes)
+            notes.append("test samples of one run may be validation samples of another, on which the best was chosen")
+        return [*dict.fromkeys(notes)]
 
     def as_json(self) -> str:
         """Return everything as JSON, with null for numbers that are undefined."""

@@ -1,7 +1,7 @@
 """Open a teacher for a stage. A network becomes a frozen teacher: in eval mode and without gradients."""
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from kdkit.losses.base import BuildContext
 from kdkit.nets.net import Net
 from kdkit.nets.taps import OpenTaps, TapLike
 from kdkit.teachers.base import Teacher, TeacherOutput, TeacherSession
-from kdkit.utils.modules import drop_compiled_code, eval_mode, mode_dependent
+from kdkit.utils.modules import drop_compiled_code, eval_mode
 from kdkit.utils.overrides import Override
 
 
@@ -58,7 +58,7 @@ class Frozen(TeacherSession):
     def __init__(self, net: Net[Any], taps: Sequence[TapLike]) -> None:
         self.net = net
         module = net.module if isinstance(net.module, nn.Module) else None
-        self._mode_dependent = [] if module is None else mode_dependent(module)
+        self._parts = [] if module is None else [*module.modules()]
         self._open_taps = OpenTaps(taps, [net])
         self._modes: list[Override] = []
         try:
@@ -66,7 +66,7 @@ class Frozen(TeacherSession):
                 drop_compiled_code([module])
             if module is not None:
                 # Other stages may also have the network open, and may close it earlier or later.
-                self._modes = [Override(part, "training", value=False) for part in module.modules()]
+                self._modes = [Override(part, "training", value=False) for part in self._parts]
                 with suppress(NotImplementedError):  # raised by a torch.export program, which has one mode only
                     module.eval()  # in addition to the flags: a module may override `eval`
         except BaseException:
@@ -75,11 +75,9 @@ class Frozen(TeacherSession):
 
     def __call__(self, batch: Batch) -> TeacherOutput:
         """Return the output and the features for this batch."""
-        for part in self._mode_dependent:
-            if part.training:
-                with eval_mode(self.net.module):
-                    return self._run(batch)
-        return self._run(batch)
+        is_training = any(part.training for part in self._parts)
+        with eval_mode(self.net.module) if is_training else nullcontext():
+            return self._run(batch)
 
     @torch.no_grad()
     def dry_run(self, batch: Batch) -> Sequence[TapLike]:

@@ -20,22 +20,6 @@ from kdkit.utils.devices import copy_to_cpu
 
 T = TypeVar("T")
 
-# The files of torch whose layers compute the same in training and eval mode, except for two classes.
-_MODELESS_FILES = {
-    f"torch.nn.modules.{name}"
-    for name in (
-        "activation",
-        "container",
-        "conv",
-        "flatten",
-        "linear",
-        "normalization",
-        "padding",
-        "pooling",
-        "sparse",
-    )
-}
-
 
 @contextmanager
 def eval_mode(module: object) -> Iterator[None]:
@@ -226,17 +210,6 @@ def uncompiled() -> AbstractContextManager[Any]:
     # Importing dynamo takes seconds, and without it nothing is compiled. Keys of a teacher cache must not depend on
     # sys.modules.
     return torch.compiler.set_stance("force_eager") if "_dynamo" in torch.__dict__ else nullcontext()
-
-
-def mode_dependent(module: nn.Module) -> list[nn.Module]:
-    """Return the submodules that may behave differently in training mode: all but those known not to."""
-    return [
-        part
-        for part in module.modules()
-        if part._forward_pre_hooks  # such as the hook of a spectral norm
-        or type(part).__module__ not in _MODELESS_FILES
-        or isinstance(part, nn.MultiheadAttention | nn.RReLU)
-    ]
 
 
 def plain_keys(module: nn.Module) -> dict[str, str]:

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from kdkit.utils.files import read_file
+
 _LARGEST_FILE = 2**27  # bytes of a file that is read as a whole, 128 MiB
 _MOST_VALUES = 3_000_000  # in a text: an empty list takes 64 bytes of memory, but three in the file
 _DEEPEST = 100  # nested lists and objects; Python 3.13 parses deeper than a function may recurse
@@ -25,12 +27,9 @@ def read_json(path: Path) -> Any:
 def read_bounded(path: Path) -> bytes:
     """Return the bytes of a file. Raises OSError if it cannot be read, and ValueError if it is too large."""
     size = path.stat().st_size
-    if not path.is_file():
-        raise OSError("it is not a file")
     if size > _LARGEST_FILE:
         raise ValueError(f"it has {size} bytes, and may have at most {_LARGEST_FILE}")
-    with path.open("rb") as file:
-        return file.read(_LARGEST_FILE + 1)
+    return read_file(path)
 
 
 def parse_json(content: bytes) -> Any:

@@ -81,18 +81,7 @@ def differing(first: Any, second: Any) -> tuple[Any, Any]:
         for end in (0, -1):
             while all(parts) and parts[0][end] == parts[1][end]:
                 parts[0].pop(end), parts[1].pop(end)
-        return _without_unmatched(", ".join(parts[0]), ", ".join(parts[1]))
-    return first, second
-
-
-def _without_unmatched(first: str, second: str) -> tuple[str, str]:
-    """Return two parts of calls without a common "name(" that nothing closes, and a common ")" that nothing opens."""
-    opening = first.partition("(")[0] + "("
-    while all(text.startswith(opening) and text.count("(") > text.count(")") for text in (first, second)):
-        first, second = first.removeprefix(opening), second.removeprefix(opening)
-        opening = first.partition("(")[0] + "("
-    while all(text.endswith(")") and text.count(")") > text.count("(") for text in (first, second)):
-        first, second = first[:-1], second[:-1]
+        return ", ".join(parts[0]), ", ".join(parts[1])
     return first, second
 
 

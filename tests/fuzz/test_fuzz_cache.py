@@ -15,7 +15,7 @@ import pytest
 
 import kdkit
 from kdkit import CacheSettings
-from kdkit.teachers.cache import store
+from kdkit.teachers.cache import row_files
 from tests.fuzz.fuzz_cache import FILES, fuzz_entries, fuzz_store, mutate, restore
 from tests.fuzz.meter import Meter
 from tests.helpers.stages import copied, epoch_terms, same
@@ -36,7 +36,7 @@ def seeds():
 
 @pytest.mark.parametrize("memory", [2**28, 0], ids=["held in memory", "read by row"])
 def test_a_hit_in_a_mutated_entry_has_the_value_that_was_written(memory, tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "_MEMORY_BYTES", memory)
+    monkeypatch.setattr(row_files, "_MEMORY_BYTES", memory)
     meter = Meter()
     fuzz_entries(tmp_path, meter, seeds())
     assert meter.outcomes["computed again"]

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,8 @@ def load_weights(
     entries = read_state_dicts(file.path, name)
     if file.key is not None:
         entries = select_entries(entries, file.key, file.path, name)
-    match, averages = _Matches(entries, target).choose(file.path, strict=strict)
+    matches = [_Match(candidate, target) for candidate in _candidates(entries)]
+    match, averages = _choose(matches, file.path, strict=strict)
     target.load(match)
     facts = [*file.facts, *match.facts()]
     if averages:
@@ -231,91 +232,91 @@ class _Match:
         return (tensor.shape == expected.shape or is_resized) and not quantized
 
 
-class _Matches:
-    """All matches of weights in a file with a net. `choose` returns one of them."""
+def _candidates(entries: Entries) -> Iterator[_Candidate]:
+    """Yield all weights in a file that may be those of a net, each once."""
+    for entry, state in entries.items():
+        variants = [_Candidate(entry, state, sources={key: key for key in state})]
+        # Parts of a network may also be wrapped, which adds segments in the middle of keys.
+        inner = {".".join(part for part in key.split(".") if part not in _WRAPPERS): key for key in state}
+        if len(inner) == len(state) and inner.keys() != state.keys():
+            wrappers = tuple(name for name in _WRAPPERS if any(name in key.split(".") for key in state))
+            variants.append(_Candidate(entry, state, sources=inner, wrappers=wrappers))
+        unique: dict[frozenset[tuple[str, str]], _Candidate] = {}
+        for candidate in (variant.under(prefix) for variant in variants for prefix in _prefixes(variant.sources)):
+            unique.setdefault(frozenset(candidate.sources.items()), candidate)
+        yield from unique.values()
 
-    def __init__(self, entries: Entries, target: _Target) -> None:
-        self.target = target
-        self.matches: list[_Match] = []
-        for entry, state in entries.items():
-            variants = [_Candidate(entry, state, sources={key: key for key in state})]
-            # Parts of a network may also be wrapped, which adds segments in the middle of keys.
-            inner = {".".join(part for part in key.split(".") if part not in _WRAPPERS): key for key in state}
-            if len(inner) == len(state) and inner.keys() != state.keys():
-                wrappers = tuple(name for name in _WRAPPERS if any(name in key.split(".") for key in state))
-                variants.append(_Candidate(entry, state, sources=inner, wrappers=wrappers))
-            unique: dict[frozenset[tuple[str, str]], _Candidate] = {}
-            for candidate in (variant.under(prefix) for variant in variants for prefix in _prefixes(variant.sources)):
-                unique.setdefault(frozenset(candidate.sources.items()), candidate)
-            self.matches += [_Match(candidate, target) for candidate in unique.values()]
 
-    def choose(self, path: Path, *, strict: bool) -> tuple[_Match, list[str]]:
-        """Return the match to load, and the paths of averaged weights that also fit.
+def _choose(matches: Sequence[_Match], path: Path, *, strict: bool) -> tuple[_Match, list[str]]:
+    """Return the match to load, and the paths of averaged weights that also fit.
 
-        Raises RecipeError if no weights fit, or if several different ones fit that are not averages.
-        """
-        name = self.target.name
-        chosen = [match for match in self.matches if match.exact]
-        if not chosen and not strict:
-            most = max(len(match.fitting) for match in self.matches)
-            chosen = [match for match in self.matches if len(match.fitting) == most > 0]
-        if not chosen:
-            raise RecipeError(f"the weights in {path} do not fit net {name!r}: {self._explain(strict=strict)}")
-        plain = [match for match in chosen if not match.candidate.averaged] or chosen
-        best = next((match for match in plain if not match.candidate.path), plain[0])
-        as_is = best.exact and not best.candidate.path
-        # Equal weights are not ambiguous: a program may save an object twice, as self.model and self.student.
-        if not as_is and not all(match.has_values_of(best) for match in plain):
-            keys = ", ".join(f"weights_key={match.candidate.path!r}" for match in plain)
-            raise RecipeError(f"several weights in {path} fit net {name!r}, but they differ; choose one: {keys}")
-        conflict = best.conflict()
-        if conflict is not None:
-            raise RecipeError(
-                f"the weights in {path} do not fit net {name!r}: {conflict[0]!r} and {conflict[1]!r} are one tensor in "
-                "the net, but differ in the file; build a net that does not share it"
+    Raises RecipeError if no weights fit, or if several different ones fit that are not averages.
+    """
+    name = matches[0].target.name
+    chosen = [match for match in matches if match.exact]
+    if not chosen and not strict:
+        most = max(len(match.fitting) for match in matches)
+        chosen = [match for match in matches if len(match.fitting) == most > 0]
+    if not chosen:
+        raise RecipeError(f"the weights in {path} do not fit net {name!r}: {_explain(matches, strict=strict)}")
+    plain = [match for match in chosen if not match.candidate.averaged] or chosen
+    best = next((match for match in plain if not match.candidate.path), plain[0])
+    as_is = best.exact and not best.candidate.path
+    # Equal weights are not ambiguous: a program may save an object twice, as self.model and self.student.
+    if not as_is and not all(match.has_values_of(best) for match in plain):
+        keys = ", ".join(f"weights_key={match.candidate.path!r}" for match in plain)
+        raise RecipeError(f"several weights in {path} fit net {name!r}, but they differ; choose one: {keys}")
+    conflict = best.conflict()
+    if conflict is not None:
+        raise RecipeError(
+            f"the weights in {path} do not fit net {name!r}: {conflict[0]!r} and {conflict[1]!r} are one tensor in "
+            "the net, but differ in the file; build a net that does not share it"
+        )
+    return best, [match.candidate.path for match in chosen if match not in plain]
+
+
+def _explain(matches: Sequence[_Match], *, strict: bool) -> str:
+    """Return the problems of the closest match, and a remedy."""
+    nearest = max(matches, key=lambda match: (len(match.fitting), -len(match.unexpected)))
+    tensors = nearest.target.tensors
+    # At least one key for each tensor, and at most one for each of its names.
+    possible = range(len(set(map(id, tensors.values()))), len(tensors) + 1)
+    for match in matches:
+        if match.candidate.prefix or match.candidate.wrappers:
+            continue
+        if path := _part_of(match):
+            return (
+                f"the file has the weights of its part {path!r} alone; load them into that, such as by "
+                f"Net('part', module.get_submodule({path!r}), weights=...), and pass no weights for the whole"
             )
-        return best, [match.candidate.path for match in chosen if match not in plain]
+        # An unknown prefix is removed only if the caller names it: its tensors may belong to another network of the
+        # same form.
+        sizes = Counter(key[: dot.end()] for key in match.candidate.sources for dot in re.finditer(r"\.", key))
+        for prefix in [prefix for prefix, size in sizes.items() if size in possible]:
+            part = _Match(match.candidate.under(prefix), match.target)
+            if part.exact:
+                key = part.candidate.path
+                return f"{nearest.problem()}; those under {prefix!r} fit: pass weights_key={key!r}"
+    remedy = "; strict=False loads the tensors that fit" if strict and nearest.fitting else ""
+    return nearest.problem() + (_pruning_advice(nearest) or remedy)
 
-    def _explain(self, *, strict: bool) -> str:
-        """Return the problems of the closest match, and a remedy."""
-        nearest = max(self.matches, key=lambda match: (len(match.fitting), -len(match.unexpected)))
-        # At least one key for each tensor, and at most one for each of its names.
-        possible = range(len(set(map(id, self.target.tensors.values()))), len(self.target.tensors) + 1)
-        for match in self.matches:
-            if match.candidate.prefix or match.candidate.wrappers:
-                continue
-            # An unknown prefix is removed only if the caller names it: its tensors may belong to another network of the
-            # same form.
-            sources = match.candidate.sources
-            if path := self._part_of(match.candidate):
-                return (
-                    f"the file has the weights of its part {path!r} alone; load them into that, such as by "
-                    f"Net('part', module.get_submodule({path!r}), weights=...), and pass no weights for the whole"
-                )
-            sizes = Counter(key[: dot.end()] for key in sources for dot in re.finditer(r"\.", key))
-            for prefix in [prefix for prefix, size in sizes.items() if size in possible]:
-                part = _Match(match.candidate.under(prefix), self.target)
-                if part.exact:
-                    key = part.candidate.path
-                    return f"{nearest.problem()}; those under {prefix!r} fit: pass weights_key={key!r}"
-        remedy = "; strict=False loads the tensors that fit" if strict and nearest.fitting else ""
-        return nearest.problem() + (_pruning_advice(nearest) or remedy)
 
-    def _part_of(self, candidate: _Candidate) -> str:
-        """Return the path of the part of the net of which most keys are, such as the net without its head; or ""."""
-        keys_of: dict[str, set[str]] = defaultdict(set)
-        for key in self.target.tensors:
-            for dot in re.finditer(r"\.", key):
-                keys_of[key[: dot.start()]].add(key[dot.end() :])
+def _part_of(match: _Match) -> str:
+    """Return the path of the part of the net of which most keys are, such as the net without its head; or ""."""
+    candidate, tensors = match.candidate, match.target.tensors
+    keys_of: dict[str, set[str]] = defaultdict(set)
+    for key in tensors:
+        for dot in re.finditer(r"\.", key):
+            keys_of[key[: dot.start()]].add(key[dot.end() :])
 
-        def fits(part: str, key: str) -> bool:
-            tensor, expected = candidate.tensor(key), self.target.tensors[f"{part}.{key}"]
-            return _is_copied(tensor, expected) and tensor.shape == expected.shape
+    def fits(part: str, key: str) -> bool:
+        tensor, expected = candidate.tensor(key), tensors[f"{part}.{key}"]
+        return _is_copied(tensor, expected) and tensor.shape == expected.shape
 
-        sources = candidate.sources
-        large = [part for part, keys in keys_of.items() if keys <= sources.keys() and 2 * len(keys) > len(sources)]
-        parts = [part for part in large if all(fits(part, key) for key in keys_of[part])]
-        return max(parts, key=lambda part: len(keys_of[part]), default="")
+    sources = candidate.sources
+    large = [part for part, keys in keys_of.items() if keys <= sources.keys() and 2 * len(keys) > len(sources)]
+    parts = [part for part in large if all(fits(part, key) for key in keys_of[part])]
+    return max(parts, key=lambda part: len(keys_of[part]), default="")
 
 
 def _pruning_advice(match: _Match) -> str:

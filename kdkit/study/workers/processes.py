@@ -5,7 +5,10 @@ import pickle
 import signal
 import subprocess
 import sys
+from collections import Counter
 from contextlib import suppress
+from dataclasses import replace
+from math import ceil
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
@@ -14,11 +17,11 @@ from typing import IO, Any, cast
 import torch
 
 from kdkit.engine.interrupts import Interrupts
-from kdkit.errors import WorkerError
-from kdkit.study.workers.devices import SharedDevices
+from kdkit.errors import KdkitError, WorkerError
 from kdkit.study.workers.job import Job, JobResult
 from kdkit.study.workers.pickling import unpack_error
 from kdkit.utils.cores import usable_cores
+from kdkit.utils.memory import is_out_of_memory
 from kdkit.utils.processes import start_python
 from kdkit.utils.validation import validate_count
 
@@ -39,7 +42,7 @@ class Processes:
         validate_count("jobs", jobs)
         self.jobs = jobs
         self.threads = max(1, min(torch.get_num_threads(), usable_cores() // jobs))
-        self._devices = SharedDevices(jobs, torch.cuda.device_count() if torch.cuda.is_available() else 0)
+        self._gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
         self._free: list[_Child] = []
         self._busy: dict[str, tuple[_Child, Thread]] = {}
         self._results: SimpleQueue[tuple[str, JobResult]] = SimpleQueue()
@@ -51,7 +54,7 @@ class Processes:
 
     def start(self, job: Job) -> None:
         """Send a job to a process. Raises RecipeError if it cannot be pickled."""
-        job = self._devices.place(job)
+        job, sharing = self._place(job)
         data = job.pickled()
         self._free = [child for child in self._free if child.alive]
         # A process that changed its GPU would still take memory on the old one.
@@ -60,9 +63,8 @@ class Processes:
             child = _Child(self.threads, job.gpu)
         else:
             self._free.remove(child)
-        self._devices.start(job)
         # One thread per job waits for its result, so that `next_result` can wait for the first one.
-        thread = Thread(target=self._run, args=(child, job.name, data), daemon=True)
+        thread = Thread(target=self._run, args=(child, job.name, data, sharing), daemon=True)
         self._busy[job.name] = child, thread
         thread.start()
 
@@ -73,7 +75,7 @@ class Processes:
         child, _thread = self._busy.pop(name)
         if child.alive:
             self._free.append(child)
-        return name, self._devices.end(name, result)
+        return name, result
 
     def close(self) -> None:
         """End all processes. Files are written atomically, so a job may be stopped at any time."""
@@ -90,20 +92,35 @@ class Processes:
         self._free.clear()
         self._busy.clear()
 
-    def _run(self, child: "_Child", name: str, data: bytes) -> None:
+    def _place(self, job: Job) -> tuple[Job, int]:
+        """Return a job with a GPU and its share of the memory for samples, and how many jobs its device may have.
+
+        A job with the device "auto" or "cuda" gets the GPU that has the fewest running jobs.
+        """
+        gpu, sharing = None, self.jobs
+        if self._gpus and job.options.device in ("auto", "cuda"):
+            counts = Counter(child.gpu for child, _thread in self._busy.values())
+            gpu = min(range(self._gpus), key=lambda index: counts[index])  # the first one on a tie
+            sharing = ceil(self.jobs / self._gpus)
+        # Divided by all jobs that the device may get, because later jobs need as much memory as the first one.
+        options = replace(job.options, device_data=job.options.device_data / sharing)
+        return replace(job, gpu=gpu, options=options), sharing
+
+    def _run(self, child: "_Child", name: str, data: bytes, sharing: int) -> None:
         """Run a job in a child process, and put the result into the queue for `next_result`."""
         response = child.call(data)
         if response is None:
             result = JobResult(error=WorkerError(child.exit_message()))
             child.close()
         else:
-            seconds, error = response
-            if error is not None and self._devices.gpus:
+            seconds, packed = response
+            if packed is not None and self._gpus:
                 # After a kernel fails, CUDA raises its error in every later job of the process.
                 child.terminate()
                 child.wait()
                 child.close()
-            result = JobResult(seconds=seconds, error=None if error is None else unpack_error(error))
+            error = None if packed is None else _with_sharing(unpack_error(packed), sharing)
+            result = JobResult(seconds=seconds, error=error)
         self._results.put((name, result))
 
 
@@ -159,3 +176,16 @@ class _Child:
         for pipe in (self._input, self._output):
             with suppress(OSError):  # data that could not be sent
                 pipe.close()
+
+
+def _with_sharing(error: Exception, sharing: int) -> Exception:
+    """Return an error for lack of memory with the number of jobs that may share it, and any other error as it is."""
+    # The text is tested too, because a recipe check reports an allocator error as one of several problems.
+    if sharing == 1 or not ("out of memory" in str(error) or is_out_of_memory(error)):
+        return error
+    explained = KdkitError(
+        f"{error}\nUp to {sharing} jobs shared this memory at the same time; use fewer (--jobs, or jobs=), and resume "
+        "this one from its last checkpoint"
+    )
+    explained.__cause__ = error
+    return explained

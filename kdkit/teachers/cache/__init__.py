@@ -6,7 +6,8 @@ Before the first step of a stage:
 2. `compute_key` lists what the outputs depend on: the data (`identify`), and the tensors, attributes and source of the
    teacher (`Digest`, source.py).
 3. `Codec` defines the parts that are stored for each sample: the output, or its largest logits, and the features.
-4. `CacheFolder.open` finds or creates the entry of the key (entry.py), and opens it as a `Store`.
+4. `CacheFolder.open` finds or creates the entry of the key (entry.py), and opens it as a `Store`
+   (store.py), whose rows are in files or in memory (row_files.py).
 5. `Audit.check_earlier` compares some of its outputs with those that the teacher computes now.
 
 In each step, `CachedTeacher` reads the outputs of the batch from the store. It runs the teacher on the misses only, and

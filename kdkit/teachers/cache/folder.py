@@ -61,7 +61,21 @@ class CacheFolder:
         Raises CacheError and deletes nothing if there is no such entry, or if one of them is in use.
         """
         with self._existing():
-            return self._delete(name, self._entries())
+            entries = self._entries()
+            chosen = [
+                entry for entry in entries if name in ("all", entry.net) or (name and entry.path.name.startswith(name))
+            ]
+            if not chosen and name != "all":
+                hint = did_you_mean(name, {entry.net for entry in entries})
+                raise CacheError(f"{self.path} has no entry called {name!r}; {hint}")
+            for entry in chosen:
+                if entry.open:
+                    raise CacheError(
+                        f"the cached outputs of {entry.net!r} in {entry.path} are in use; wait for the run to end"
+                    )
+            for entry in chosen:
+                shutil.rmtree(entry.path)
+            return chosen
 
     def shrink(self, limit: int) -> list[EntryInfo]:
         """Evict the least recently used entries until at most `limit` bytes are left, and return them."""
@@ -79,22 +93,6 @@ class CacheFolder:
                 elif not is_open(path):
                     shutil.rmtree(path)
         return sorted(entries, key=lambda entry: -entry.used)
-
-    def _delete(self, name: str, entries: Sequence[EntryInfo]) -> list[EntryInfo]:
-        chosen = [
-            entry for entry in entries if name in ("all", entry.net) or (name and entry.path.name.startswith(name))
-        ]
-        if not chosen and name != "all":
-            hint = did_you_mean(name, {entry.net for entry in entries})
-            raise CacheError(f"{self.path} has no entry called {name!r}; {hint}")
-        for entry in chosen:
-            if entry.open:
-                raise CacheError(
-                    f"the cached outputs of {entry.net!r} in {entry.path} are in use; wait for the run to end"
-                )
-        for entry in chosen:
-            shutil.rmtree(entry.path)
-        return chosen
 
     def _evict(self, limit: float, entries: Sequence[EntryInfo]) -> list[EntryInfo]:
         total, evicted = sum(entry.bytes for entry in entries), []

@@ -495,7 +495,7 @@ def test_recipe_gets_options_of_every_type(position, kdkit_here, write_recipe):
 @pytest.mark.parametrize(
     ("options", "word"),
     [
-        ("--count 5", "12, 6, 3"),
+        ("--count 5", "'12', '6', '3'"),
         ("--word blue", "'red', 'green'"),
         ("--many x", "valid integer"),
         ("--part x", "float"),

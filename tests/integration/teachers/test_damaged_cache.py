@@ -13,7 +13,7 @@ from torch import nn
 import kdkit
 from kdkit import CacheSettings, Net
 from kdkit.errors import KdkitError
-from kdkit.teachers.cache import store
+from kdkit.teachers.cache import row_files
 from tests.helpers.callbacks import Recorder
 from tests.helpers.command_line import environment
 from tests.helpers.processes import ForkedPython, wait_until
@@ -40,7 +40,7 @@ def entry_of(folder):
 
 @pytest.mark.parametrize("memory", [2**28, 0], ids=["held in memory", "read by row"])
 def test_a_run_over_damaged_outputs_ends_with_the_same_bits_and_a_warning(memory, tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "_MEMORY_BYTES", memory)
+    monkeypatch.setattr(row_files, "_MEMORY_BYTES", memory)
     weights, history, *_ = run(tmp_path / "first")
     entry = entry_of(tmp_path)
     generator = np.random.default_rng(0)
@@ -161,9 +161,9 @@ from torch.utils.data import TensorDataset
 import kdkit
 from kdkit import Match, Net, Recipe, Stage, TorchData, Training
 from kdkit.losses import SoftTargets
-from kdkit.teachers.cache import store
+from kdkit.teachers.cache import row_files
 
-store._MEMORY_BYTES = int(os.environ["MEMORY"])
+row_files._MEMORY_BYTES = int(os.environ["MEMORY"])
 
 
 @kdkit.hookimpl

@@ -332,6 +332,20 @@ def test_samples_of_different_shapes_are_refused_with_both_shapes_and_a_remedy()
 
 
 @pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (None, "have None instead of a tensor; give samples without a label"),
+        ({1, 2}, r"must be pairs \(inputs, labels\) of tensors, arrays or numbers; got a set; pass collate_fn="),
+    ],
+)
+def test_a_later_batch_that_torch_cannot_collate_is_explained_as_the_first_one_is(inputs, message):
+    later = DataLoader([*([(torch.zeros(2), 0)] * 2), *([(inputs, 0)] * 2)], batch_size=2)
+    data = TorchData(samples(), later, classes=["a", "b", "c"])
+    with pytest.raises(DataError, match=f"samples of the validation data {message}"):
+        list(data.validation)
+
+
+@pytest.mark.parametrize(
     ("train", "message"),
     [
         (TensorDataset(torch.zeros(0, 2), torch.zeros(0)), "the train data is empty"),
@@ -448,7 +462,7 @@ def test_samples_that_lack_an_input_are_refused_and_not_those_of_the_others_drop
         (torch.zeros(2), "have different forms, such as a tuple of 2 and a Tensor; return pairs .*: give samples"),
         ((torch.zeros(2),), "have different forms, such as a tuple of 2 and a tuple of 1; return pairs"),
         ((torch.zeros(2), None), "have None instead of a tensor; give samples without a label the label -1, and pass"),
-        ((torch.zeros(2), -1), r"a tensor, and others a number, .*; return numbers for all, int\(label\), or tensors"),
+        ((torch.zeros(2), -1), r"are in part tensors, and in part numbers, .*; return numbers for all, int\(label\)"),
     ],
 )
 def test_a_mixture_of_samples_with_and_without_labels_is_refused_with_the_remedy(unlabelled, message):
