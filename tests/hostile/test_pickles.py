@@ -192,6 +192,7 @@ def test_a_tensor_that_cannot_be_copied_is_refused_and_nothing_is_loaded(kind, t
     torch.save({"weight": odd_tensors()[kind](), "bias": torch.ones(3)}, tmp_path / "odd.pt")
     module = nn.Linear(4, 3)
     before = module.bias.clone()
-    with pytest.raises(RecipeError, match="do not fit net 'student': the file has 'weight'"):
+    # From torch 2.15 on, a nested tensor is not read at all.
+    with pytest.raises(RecipeError, match="do not fit net 'student': the file has 'weight'|_rebuild_nested_tensor"):
         Net("student", module, weights=tmp_path / "odd.pt")
     assert torch.equal(module.bias, before)
