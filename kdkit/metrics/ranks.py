@@ -84,12 +84,12 @@ class RankMetric(CountedMetric):
     def _gains_of_ranks(self, test: Predictions) -> Floats:
         outputs, labels = torch.from_numpy(test.outputs), torch.from_numpy(test.labels.astype(np.int64))
         blocks = row_blocks(test.outputs.shape, _BLOCK)
-        ranks = torch.cat([labels[:0], *(self._ranks(outputs[rows], labels[rows]) for rows in blocks)])
+        ranks = torch.cat([self._ranks(outputs[rows], labels[rows]) for rows in blocks])
         return self._gains(ranks).double().numpy()
 
     def _gains_of_lists(self, test: Predictions, truth: Bools) -> Floats:
         """Return the gain of each sample with several labels, NaN if it has none. Unknown classes come last."""
-        is_unknown, gains = unknown_labels(test), [np.zeros(0)]
+        is_unknown, gains = unknown_labels(test), []
         scores = test.outputs if is_unknown is None else np.where(is_unknown, -np.inf, test.outputs)
         for rows in row_blocks(scores.shape, _BLOCK):
             labels, outputs = torch.from_numpy(truth[rows]), torch.from_numpy(scores[rows])
