@@ -9,9 +9,9 @@ from torch import Tensor
 
 from kdkit.errors import DataError
 from kdkit.metrics.base import (
-    Bools,
     Floats,
     Predictions,
+    class_indices,
     ratio,
     reduced_positions,
     require_class_outputs,
@@ -74,22 +74,21 @@ class RankMetric(CountedMetric):
             gains, labels = reduced_positions(self, test).astype(np.float64).T @ counts
         else:
             require_class_outputs(test)
-            truth = true_classes(test)  # raises DataError for labels that are not classes
             self._require_classes(len(test.classes))
-            by_sample = self._gains_of_ranks(test) if test.labels.ndim == 1 else self._gains_of_lists(test, truth)
+            by_sample = self._gains_of_ranks(test) if test.labels.ndim == 1 else self._gains_of_lists(test)
             has_label, times = ~np.isnan(by_sample), counts.astype(np.float64)
             gains, labels = np.where(has_label, by_sample, 0) @ times, has_label @ times
         return Resampled(ratio(gains, labels), undefined_by_class(test, counts.shape[1]))
 
     def _gains_of_ranks(self, test: Predictions) -> Floats:
-        outputs, labels = torch.from_numpy(test.outputs), torch.from_numpy(test.labels.astype(np.int64))
+        outputs, labels = torch.from_numpy(test.outputs), torch.from_numpy(class_indices(test))
         blocks = row_blocks(test.outputs.shape, _BLOCK)
         ranks = torch.cat([self._ranks(outputs[rows], labels[rows]) for rows in blocks])
         return self._gains(ranks).double().numpy()
 
-    def _gains_of_lists(self, test: Predictions, truth: Bools) -> Floats:
+    def _gains_of_lists(self, test: Predictions) -> Floats:
         """Return the gain of each sample with several labels, NaN if it has none. Unknown classes come last."""
-        is_unknown, gains = unknown_labels(test), []
+        truth, is_unknown, gains = true_classes(test), unknown_labels(test), []
         scores = test.outputs if is_unknown is None else np.where(is_unknown, -np.inf, test.outputs)
         for rows in row_blocks(scores.shape, _BLOCK):
             labels, outputs = torch.from_numpy(truth[rows]), torch.from_numpy(scores[rows])
