@@ -129,12 +129,24 @@ def compiled_in_place(module):
     return module
 
 
+def with_a_metric(module):
+    import torchmetrics
+
+    module.metric = torchmetrics.MeanMetric()  # which wraps its own methods, and wraps those of a copy again
+    return module
+
+
 @pytest.mark.parametrize(
     "wrap",
-    [compiled_in_place, partial(torch.compile, backend="eager"), nn.utils.parametrizations.weight_norm],
-    ids=["compiled in place", "compiled", "parametrized"],
+    [
+        compiled_in_place,
+        partial(torch.compile, backend="eager"),
+        nn.utils.parametrizations.weight_norm,
+        with_a_metric,
+    ],
+    ids=["compiled in place", "compiled", "parametrized", "with a metric"],
 )
-def test_a_module_of_torch_with_functions_of_its_own_is_copied(wrap):
+def test_a_module_of_a_library_with_functions_of_its_own_is_copied(wrap):
     module = wrap(nn.Linear(2, 2))
     copied = copy_with_module(module, module)
     expected = module(torch.ones(1, 2))
