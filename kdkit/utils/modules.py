@@ -148,11 +148,12 @@ def copy_with_module(holder: T, module: nn.Module) -> T:
     for part in module.modules():
         if id(part) not in memo:  # such as a part of a TorchScript module, which copies its parts itself
             continue
-        for name, value in vars(memo[id(part)]).items():
+        attributes, hooks = vars(memo[id(part)]), [*part._forward_pre_hooks.values(), *part._forward_hooks.values()]
+        for name, value in [*attributes.items(), *(("forward hook", hook) for hook in hooks)]:
             if isinstance(value, FunctionType) and _holds(value, parts, set()):
                 raise RecipeError(
                     f"{name!r} of a {type(part).__name__} is a function that holds the module itself, with which a "
-                    "copy would compute; define a method of a subclass, or pass types.MethodType(function, module); "
+                    "copy would compute; make it a method of the class, or pass types.MethodType(function, module); "
                     "instead of module.forward = torch.compile(module.forward), call module.compile()"
                 )
     return copied
