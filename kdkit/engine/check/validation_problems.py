@@ -30,19 +30,18 @@ def validation_problems(
 ) -> Iterator[str]:
     """Yield why a network fails for validation samples, has no output for each class, or outputs without a metric.
 
-    Samples of the form of those of training are not tried, unless these have no labels for metrics of numbers, or a
-    metric runs the network. Test samples are tried if they have another form.
+    Inputs of the form of those of training are not tried, unless metrics of numbers need their outputs, or a metric
+    runs the network. Test samples are tried if the form of their inputs is another one.
     batches: tiny ones of training, validation and test on the device, the first as the data's `batch_transform` has
     changed it.
     """
     training, validation, test = batches
     is_regression = context.task == "regression"
-    needs_labels = is_regression and not context.has_labels
     running = [metric for metric in map(without_interval, recipe.metrics) if isinstance(metric, NetworkReducing)]
     data, forms = recipe.data, [_form(batch, with_labels=is_regression) for batch in (training, validation)]
     advice = "" if data.batch_transform is None else "; batch_transform changes only training batches"
     evaluated: list[tuple[Split | LoaderSplit, Batch]] = []
-    if needs_labels or running or forms[0] != forms[1]:
+    if is_regression or running or forms[0] != forms[1]:
         evaluated.append((data.validation, validation))
     if data.test is not None and test is not None and _form(test, with_labels=is_regression) not in forms:
         evaluated.append((data.test, test))
