@@ -66,10 +66,11 @@ def nets_table(plan: Plan) -> Table:
 
 def term_line(term: TermSummary) -> str:
     """Return a term as markup: weight x label: the student's tensors <- the target's tensors by the loss."""
-    target = term.target if term.teacher is None else f"{term.teacher} {term.target}"
+    target = " ".join(filter(None, [term.teacher, term.target]))
+    arrow = f" <- {target}" if target else ""
     parameters = f", trains {term.parameters:,} parameters" if term.parameters else ""  # such as a projector's
     return (
         f"{describe_weight(term)} x [bold]{escape(term.label)}[/bold]: "
-        + escape(f"{term.student_net} {term.student} <- {target} by {term.loss}")
+        + escape(f"{term.student_net} {term.student}{arrow} by {term.loss}")
         + parameters
     )

@@ -9,6 +9,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -19,7 +20,7 @@ from kdkit.data.order import describe_sampler
 from kdkit.engine.check.plan import Plan
 from kdkit.engine.options import RunOptions
 from kdkit.losses.base import describe_loss
-from kdkit.metrics.base import Predictions, true_classes
+from kdkit.metrics.base import Predictions, class_indices, true_classes
 from kdkit.metrics.bootstrap import without_interval
 from kdkit.nets.net import Net, preparation_of
 from kdkit.recipe.baseline import baseline_notices, baselines_of
@@ -215,8 +216,12 @@ def _positives(data: Data) -> dict[str, int] | None:
     if tuple(labels.shape) != shape:
         return None
     rows = without_ignored(labels, data.ignored_labels).cpu().numpy()
-    positive = true_classes(Predictions(labels=rows, outputs=rows, classes=tuple(data.classes)))
-    return dict(zip(data.classes, positive.sum(0).tolist(), strict=True))
+    predictions = Predictions(labels=rows, outputs=rows, classes=tuple(data.classes))
+    if rows.ndim == 1:
+        counts = np.bincount(class_indices(predictions), minlength=len(data.classes))
+    else:
+        counts = true_classes(predictions).sum(0)
+    return dict(zip(data.classes, counts.tolist(), strict=True))
 
 
 def _notices_of_ranks(modules: Iterable[nn.Module]) -> Iterator[str]:

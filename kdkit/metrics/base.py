@@ -232,17 +232,7 @@ def true_classes(predictions: Predictions) -> Bools:
     """
     labels, count = predictions.labels, len(predictions.classes)
     if labels.ndim == 1:
-        indices = labels.astype(np.int64)
-        # A negative index would count from the last class.
-        is_invalid = (indices != labels) | (indices < 0) | (indices >= count)
-        if is_invalid.any():
-            sample = int(is_invalid.argmax())
-            raise DataError(
-                f"labels (samples,) must be class indices from 0 to {count - 1}; got {labels.dtype} from "
-                f"{labels.min()} to {labels.max()}, such as {labels[sample]} in row {sample}; leave out samples "
-                "without a class, and use MSE or R2 for numbers"
-            )
-        return one_hot(indices, count)
+        return one_hot(class_indices(predictions), count)
     if labels.shape[1:] != (count,):
         raise DataError(
             f"labels must be class indices (samples,), or 0 and 1 (samples, classes) for the {count} classes; got "
@@ -258,6 +248,22 @@ def true_classes(predictions: Predictions) -> Bools:
         )
     truth: Bools = labels > 0.5  # labels may be floats
     return truth
+
+
+def class_indices(predictions: Predictions) -> NDArray[np.int64]:
+    """Return multiclass labels as class indices, (samples,). Raises DataError if they are out of range."""
+    labels, count = predictions.labels, len(predictions.classes)
+    indices = labels.astype(np.int64)
+    # A negative index would count from the last class.
+    is_invalid = (indices != labels) | (indices < 0) | (indices >= count)
+    if is_invalid.any():
+        sample = int(is_invalid.argmax())
+        raise DataError(
+            f"labels (samples,) must be class indices from 0 to {count - 1}; got {labels.dtype} from "
+            f"{labels.min()} to {labels.max()}, such as {labels[sample]} in row {sample}; leave out samples "
+            "without a class, and use MSE or R2 for numbers"
+        )
+    return indices
 
 
 def one_hot(indices: NDArray[Any], count: int) -> Bools:

@@ -12,6 +12,7 @@ from kdkit.metrics.base import (
     Bools,
     Floats,
     Predictions,
+    class_indices,
     mean_over_classes,
     one_hot,
     ratio,
@@ -155,12 +156,13 @@ def confusion_counts(
             # Counts of positions may exceed 2**24, above which float32 is not exact.
             totals += in_block.transpose(0, 2, 1) @ counts[rows].astype(np.float64)
         return totals[0], totals[1], totals[2]
-    truth, count = true_classes(test), len(test.classes)
+    count = len(test.classes)
     if test.labels.ndim == 1 and count > _FEW_CLASSES:
-        labels, classes = test.labels.astype(np.int64), test.outputs.argmax(1)
+        labels, classes = class_indices(test), test.outputs.argmax(1)
         is_right = labels == classes
         hits = _counted_classes(labels[is_right], counts[is_right], count)
         return hits, _counted_classes(classes, counts, count), _counted_classes(labels, counts, count)
+    truth = true_classes(test)
     if test.labels.ndim == 1:
         predicted = one_hot(test.outputs.argmax(1), count)
     else:

@@ -13,6 +13,7 @@ from kdkit.errors import DataError
 from kdkit.metrics.base import (
     Floats,
     Predictions,
+    class_indices,
     finite_outputs,
     log_softmax,
     ratio,
@@ -91,11 +92,12 @@ def label_losses(predictions: Predictions) -> tuple[Floats, Floats]:
 
     Raises DataError for labels per position, or if outputs are not finite.
     """
-    outputs, truth = finite_outputs(predictions), true_classes(predictions)
+    outputs = finite_outputs(predictions)
     if predictions.labels.ndim == 1:
-        logs = [log_softmax(outputs[rows])[truth[rows]] for rows in row_blocks(outputs.shape, _BLOCK)]
-        losses = -np.concatenate(logs)[:, None]
+        labels, blocks = class_indices(predictions)[:, None], row_blocks(outputs.shape, _BLOCK)
+        losses = -np.concatenate([np.take_along_axis(log_softmax(outputs[rows]), labels[rows], 1) for rows in blocks])
         return losses, np.ones_like(losses)
+    truth = true_classes(predictions)
     is_unknown = unknown_labels(predictions)
     is_known = np.ones(truth.shape) if is_unknown is None else (~is_unknown).astype(np.float64)
     outputs = outputs.astype(np.float64)

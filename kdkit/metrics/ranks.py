@@ -9,15 +9,16 @@ from torch import Tensor
 
 from kdkit.errors import DataError
 from kdkit.metrics.base import (
-    Bools,
     Floats,
     Predictions,
+    class_indices,
     ratio,
     reduced_positions,
     require_class_outputs,
     row_blocks,
     true_classes,
     undefined_by_class,
+    unknown_labels,
 )
 from kdkit.metrics.resampling import CountedMetric, Counts, Resampled
 from kdkit.utils.validation import validate_count
@@ -73,24 +74,24 @@ class RankMetric(CountedMetric):
             gains, labels = reduced_positions(self, test).astype(np.float64).T @ counts
         else:
             require_class_outputs(test)
-            truth = true_classes(test)  # raises DataError for labels that are not classes
             self._require_classes(len(test.classes))
-            by_sample = self._gains_of_ranks(test) if test.labels.ndim == 1 else self._gains_of_lists(test, truth)
+            by_sample = self._gains_of_ranks(test) if test.labels.ndim == 1 else self._gains_of_lists(test)
             has_label, times = ~np.isnan(by_sample), counts.astype(np.float64)
             gains, labels = np.where(has_label, by_sample, 0) @ times, has_label @ times
         return Resampled(ratio(gains, labels), undefined_by_class(test, counts.shape[1]))
 
     def _gains_of_ranks(self, test: Predictions) -> Floats:
-        outputs, labels = torch.from_numpy(test.outputs), torch.from_numpy(test.labels.astype(np.int64))
+        outputs, labels = torch.from_numpy(test.outputs), torch.from_numpy(class_indices(test))
         blocks = row_blocks(test.outputs.shape, _BLOCK)
-        ranks = torch.cat([labels[:0], *(self._ranks(outputs[rows], labels[rows]) for rows in blocks)])
+        ranks = torch.cat([self._ranks(outputs[rows], labels[rows]) for rows in blocks])
         return self._gains(ranks).double().numpy()
 
-    def _gains_of_lists(self, test: Predictions, truth: Bools) -> Floats:
-        """Return the gain of each sample with several labels, NaN if it has none."""
-        gains = [np.zeros(0)]
-        for rows in row_blocks(test.outputs.shape, _BLOCK):
-            labels, outputs = torch.from_numpy(truth[rows]), torch.from_numpy(test.outputs[rows])
+    def _gains_of_lists(self, test: Predictions) -> Floats:
+        """Return the gain of each sample with several labels, NaN if it has none. Unknown classes come last."""
+        truth, is_unknown, gains = true_classes(test), unknown_labels(test), []
+        scores = test.outputs if is_unknown is None else np.where(is_unknown, -np.inf, test.outputs)
+        for rows in row_blocks(scores.shape, _BLOCK):
+            labels, outputs = torch.from_numpy(truth[rows]), torch.from_numpy(scores[rows])
             totals = labels.sum(1)
             labels, order = labels.byte().sort(dim=1)  # the labels are last, also among equal outputs below
             order = outputs.gather(1, order).sort(dim=1, descending=True, stable=True).indices[:, : self.k]
@@ -150,10 +151,12 @@ class MRR(RankMetric):
 
     The relevant items of a sample, such as a query or a user, are its class or classes. 1 if one of them has the
     largest output, 1/2 if the first one has the second largest, and 0 if none is among the first k. Samples without a
-    label are left out. For labels per position, one class each, it is the mean over all positions with a label.
-    Relevant items come last among equal outputs, so equal scores of all items have no value, wherever they are.
+    label, and items whose label is unknown, are left out. For labels per position, one class each, it is the mean over
+    all positions with a label. Relevant items come last among equal outputs, so equal scores of all items have no
+    value, wherever they are.
     """
 
+    accepts_unknown: ClassVar[bool] = True
     labels_last: ClassVar[bool] = True
 
     @property
@@ -177,11 +180,12 @@ class NDCG(RankMetric):
 
     The relevant items of a sample, such as a query or a user, are its class or classes. Each that is among the k
     largest outputs adds 1/log2(1 + rank), with ranks from 1; the sum is divided by that of a list that begins with all
-    of them. Samples without a label are left out. For labels per position, one class each, it is the mean over all
-    positions with a label. Relevant items come last among equal outputs, so equal scores of all items have no value,
-    wherever they are.
+    of them. Samples without a label, and items whose label is unknown, are left out. For labels per position, one class
+    each, it is the mean over all positions with a label. Relevant items come last among equal outputs, so equal scores
+    of all items have no value, wherever they are.
     """
 
+    accepts_unknown: ClassVar[bool] = True
     labels_last: ClassVar[bool] = True
 
     @property

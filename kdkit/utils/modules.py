@@ -125,21 +125,22 @@ def copy_with_module(holder: T, module: nn.Module) -> T:
     torch cannot copy. Raises RecipeError if the copy would call functions that hold the module itself.
     """
     parts = {*module.modules()}
-    for part in parts:
-        if type(part).__name__ == "OptimizedModule":  # of torch.compile(module), whose copies are compiled again
+    values = [value for part in parts if part._forward_pre_hooks for value in vars(part).values()]
+    computed = [value for value in values if isinstance(value, Tensor) and not value.is_leaf]
+    memo: dict[int, Any] = {id(tensor): tensor.detach().clone() for tensor in computed}
+    copied = copy.deepcopy(holder, memo)  # adds the copy of each part to `memo`
+    for part in module.modules():
+        if id(part) not in memo:  # such as a part of a TorchScript module, which copies its parts itself
             continue
-        for name, value in vars(part).items():
-            is_copied = isinstance(value, FunctionType) and name != "_compiled_call_impl"  # of module.compile()
-            if is_copied and _holds(value, parts, set()):
+        attributes, hooks = vars(memo[id(part)]), [*part._forward_pre_hooks.values(), *part._forward_hooks.values()]
+        for name, value in [*attributes.items(), *(("forward hook", hook) for hook in hooks)]:
+            if isinstance(value, FunctionType) and _holds(value, parts, set()):
                 raise RecipeError(
                     f"{name!r} of a {type(part).__name__} is a function that holds the module itself, with which a "
-                    "copy would compute; define a method of a subclass, or pass types.MethodType(function, module); "
+                    "copy would compute; make it a method of the class, or pass types.MethodType(function, module); "
                     "instead of module.forward = torch.compile(module.forward), call module.compile()"
                 )
-    hooked = [part for part in module.modules() if part._forward_pre_hooks]
-    values = [value for part in hooked for value in vars(part).values()]
-    computed = [value for value in values if isinstance(value, Tensor) and not value.is_leaf]
-    return copy.deepcopy(holder, {id(tensor): tensor.detach().clone() for tensor in computed})
+    return copied
 
 
 def _holds(value: Any, parts: Collection[nn.Module], seen: set[int]) -> bool:

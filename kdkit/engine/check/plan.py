@@ -16,7 +16,7 @@ from kdkit.losses.sides import TensorOrTuple, as_tuple
 from kdkit.nets.elements import Element
 from kdkit.nets.net import Net
 from kdkit.nets.taps import ClassifierTap, Tap, TapLike, path_of
-from kdkit.recipe.objective import Taps, describe_factor, taps_of
+from kdkit.recipe.objective import Taps, describe_factor, model_loss, taps_of
 from kdkit.recipe.recipe import Stage, nets_of
 from kdkit.teachers.base import Teacher
 from kdkit.teachers.ensemble import Teachers
@@ -38,7 +38,8 @@ class TermSummary:
     """A term as it will be computed: both sides with their shapes, and the parameters and projectors of its loss.
 
     weight: at the start and at the end of the training. factors: those of the weight, as written in a recipe. taps: the
-    tapped modules of both sides, with "outputs" and "labels" for the others. parameters: their number.
+    tapped modules of both sides, with "outputs" and "labels" for the others. target: "" for a loss that the model
+    computes. parameters: their number.
     """
 
     label: str
@@ -158,7 +159,7 @@ def summarize(
         student_net=term.student_net.name,
         teacher=None if source.teacher is None else source.teacher.name,
         student=f"{student} {describe_shape(inputs.student)}",
-        target=f"{target} {describe_shape(inputs.target_or_labels())}",
+        target="" if term.loss is model_loss else f"{target} {describe_shape(inputs.target_or_labels())}",
         parameters=parameters,
         projectors=tuple(projectors),
     )

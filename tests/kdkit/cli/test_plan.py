@@ -57,9 +57,10 @@ def test_all_options_of_a_training_are_shown():
 def test_a_loss_that_a_net_computes_itself_is_named_as_what_it_learns_from():
     student = tiny_net("student")
     own = Truth(model_loss, student=Tap(student.module, element=lambda outputs: outputs.square().mean()))
-    row = next(line for line in shown(one_stage(student, 1.0 * own)).splitlines() if "student" in line)
-    assert "its own loss" in row
-    assert "labels" not in row
+    text = shown(one_stage(student, 1.0 * own))
+    assert "its own loss" in next(line for line in text.splitlines() if "student" in line)
+    assert "() by model_loss" in text
+    assert "labels" not in text
 
 
 class Stream(IterableDataset):

@@ -27,7 +27,7 @@ SEVERAL = np.eye(3)[LABELS]
 LOGITS = np.random.default_rng(0).normal(size=(12, 3))
 OF_NUMBERS = {"mae", "map", "mse", "nearest_neighbours", "pearson", "r2"}
 OF_CLASSES = [name for name in registry("metrics") if name not in OF_NUMBERS | {"challenge_metric", "top_k_accuracy"}]
-MULTILABEL = [name for name in OF_CLASSES if name not in ("accuracy", "mrr", "ndcg", "perplexity")]
+MULTILABEL = [name for name in OF_CLASSES if name not in ("accuracy", "perplexity")]
 
 
 def predictions(labels, outputs, **options):

@@ -124,17 +124,48 @@ def test_a_module_is_not_copied_if_the_copy_would_call_the_original(make, is_cop
     assert torch.equal(copied(torch.ones(1, 2)), expected)
 
 
+def test_a_module_is_not_copied_if_a_hook_of_the_copy_would_change_the_original():
+    class Hooked(nn.Sequential):
+        def __init__(self, *, by_method):
+            super().__init__(nn.Linear(2, 2))
+            self[0].register_forward_hook(self.keep if by_method else lambda *args: self.keep(*args))
+
+        def keep(self, _module, _inputs, output):
+            self.kept = output.sum()
+
+    hooked = Hooked(by_method=False)
+    with pytest.raises(RecipeError, match="'forward hook' of a Linear is a function that holds the module itself"):
+        copy_with_module(hooked, hooked)
+    hooked = Hooked(by_method=True)
+    copied = copy_with_module(hooked, hooked)
+    copied(torch.ones(1, 2))
+    assert hasattr(copied, "kept")
+    assert not hasattr(hooked, "kept")
+
+
 def compiled_in_place(module):
     module.compile(backend="eager")
     return module
 
 
+def with_a_metric(module):
+    import torchmetrics
+
+    module.metric = torchmetrics.MeanMetric()  # which wraps its own methods, and wraps those of a copy again
+    return module
+
+
 @pytest.mark.parametrize(
     "wrap",
-    [compiled_in_place, partial(torch.compile, backend="eager"), nn.utils.parametrizations.weight_norm],
-    ids=["compiled in place", "compiled", "parametrized"],
+    [
+        compiled_in_place,
+        partial(torch.compile, backend="eager"),
+        nn.utils.parametrizations.weight_norm,
+        with_a_metric,
+    ],
+    ids=["compiled in place", "compiled", "parametrized", "with a metric"],
 )
-def test_a_module_of_torch_with_functions_of_its_own_is_copied(wrap):
+def test_a_module_of_a_library_with_functions_of_its_own_is_copied(wrap):
     module = wrap(nn.Linear(2, 2))
     copied = copy_with_module(module, module)
     expected = module(torch.ones(1, 2))

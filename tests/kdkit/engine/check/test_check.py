@@ -96,7 +96,7 @@ def test_the_plan_shows_the_elements_that_are_taken():
     plan.require()
     assert [(term.student, term.target) for term in plan.terms[0]] == [
         ("outputs scores (4, 3)", "labels (4,)"),
-        ("loss of outputs ()", "labels (4,)"),
+        ("loss of outputs ()", ""),
         ("outputs scores (4, 3)", "outputs logits (4, 3)"),
         ("element 0 of layer (4, 5)", "element 0 of layer (4, 5)"),
     ]

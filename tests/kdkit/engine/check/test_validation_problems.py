@@ -46,6 +46,14 @@ def test_test_samples_of_another_size_are_a_problem():
     assert "shapes cannot be multiplied (4x5 and 4x2)" in problem
 
 
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_labels_of_another_size_than_the_outputs_are_a_problem(split):
+    sizes = {"train": 6, "validation": 6, "test": 6, split: 3}
+    splits = [TensorDataset(torch.randn(8, 4, 4), torch.randn(8, 4, size)) for size in sizes.values()]
+    (problem,) = check_of(TorchData(*splits, task="regression"), Net("student", nn.Linear(4, 6))).problems
+    assert "got outputs (4, 4, 6) and labels (4, 4, 3)" in problem
+
+
 def test_validation_samples_of_another_size_that_the_network_takes_are_none():
     pooled = nn.Sequential(nn.AdaptiveAvgPool1d(4), nn.Linear(4, 2))
     assert not check(TensorDataset(torch.randn(8, 9), NUMBERS), pooled).problems
