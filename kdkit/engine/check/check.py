@@ -165,7 +165,7 @@ def _check_stage(
                 result.without_metrics = {
                     net: f"net {net.name!r} has no metrics: {reason}" for net in feature_teachers(facts)
                 }
-            result.problems = facts.problems or [*update_problems(open_stage, batch)]
+            result.problems = facts.problems or [*update_problems(facts)]
             result.peak_memory_bytes = memory.peak(device)
             if not result.problems and context.has_labels:  # otherwise see `validation_problems`
                 result.problems += number_metric_problems(recipe, context, facts.eval_outputs, batch.labels)
@@ -192,7 +192,7 @@ def _check_stage(
         if not is_out_of_memory(error):
             raise
         use = memory.describe_use(device)
-        result.problems = [f"it does not fit into memory, even without gradients; {use} ({first_line(error)})"]
+        result.problems = [f"a step with a few samples does not fit into memory; {use} ({first_line(error)})"]
     return result
 
 

@@ -25,7 +25,7 @@ def located(position: str | Callable[[], str], folder: Path | None) -> Iterator[
         ended = explain_ended_worker(error, f"a batch that workers read ahead in {location}")
         if ended is not None:
             raise ended from error
-        advice = index_advice(error) or _backward_advice(error)
+        advice = index_advice(error) or _compiler_advice(error)
         error.add_note(f"kdkit: raised by code of the recipe or a library that it uses, in {location}{advice}")
         if folder is not None:
             error.add_note(
@@ -35,13 +35,8 @@ def located(position: str | Callable[[], str], folder: Path | None) -> Iterator[
         raise
 
 
-def _backward_advice(error: Exception) -> str:
-    """Return advice if torch.compile fails, such as for second derivatives, or if a forward frees the graph, or ""."""
-    if "backward through the graph a second time" in str(error):
-        return (
-            "; if a forward calls torch.autograd.grad, as for forces, pass create_graph=True in training: with "
-            "retain_graph=True alone, the result would not be trained"
-        )
+def _compiler_advice(error: Exception) -> str:
+    """Return advice if torch.compile fails, such as for second derivatives, or ""."""
     is_of_compiler = type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
     if not is_of_compiler and "torch.compile" not in str(error):
         return ""
