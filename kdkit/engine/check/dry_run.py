@@ -17,7 +17,6 @@ from kdkit.engine.check.plan import ProjectorSummary, summarize
 from kdkit.engine.check.probabilities import WatchLosses
 from kdkit.engine.check.term_problem import TermCheck, compares_nothing
 from kdkit.engine.failures.network_errors import describe_failure
-from kdkit.engine.failures.not_finite import cause_in_inputs, cause_in_outputs
 from kdkit.engine.stage.module import temporary_training
 from kdkit.engine.stage.open_stage import OpenStage
 from kdkit.engine.stage.term_inputs import TermInputs
@@ -278,22 +277,16 @@ def _compute_term(
     facts: Facts, term: BoundTerm, inputs: TermInputs, outputs: TeacherOutputs
 ) -> tuple[str | None, Collection[ProjectorSummary]]:
     """Compute a term, add its notices, and return its problem, or None, and the projectors of its loss."""
-    batch = facts.batch
-
-    def cause_not_finite() -> str | None:
-        cause = cause_in_inputs(batch, has_unknown=facts.context.has_unknown)
-        of_term = {name: outputs[name] for name in (term.student_net.name, *term.teachers)}
-        return cause or cause_in_outputs(batch, of_term)
-
-    can_relabel = facts.context.has_labels and not batch.labels.is_floating_point()
+    labels = facts.batch.labels
+    can_relabel = facts.context.has_labels and not labels.is_floating_point()
     if can_relabel and compares_nothing(term, inputs):  # later samples have labels that it compares
         inputs = term.gather_inputs(_labelled_batch(facts, term), outputs, fill=True)
-    shared = [*nested_tensors([(output.output, output.features) for output in outputs.values()]), batch.labels]
+    shared = [*nested_tensors([(output.output, output.features) for output in outputs.values()]), labels]
     counts = [*map(modifications, shared)]
     outputs_shape = as_tuple(inputs.student)[0].shape if term.student.is_output else None
     watch = WatchLosses(checks_targets=term.target is not None, outputs=outputs_shape)
     with _watch_projectors(term.loss) as projectors, watch:
-        check = TermCheck(term, inputs, term.loss_kwargs(inputs, facts.module.progress), cause_not_finite)
+        check = TermCheck(facts, term, inputs, outputs)
         problem = check.problem()
     facts.computes_ctc |= watch.calls_ctc
     if problem is None and counts != [*map(modifications, shared)]:

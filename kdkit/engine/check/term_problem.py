@@ -1,16 +1,17 @@
 """Find the problem of a term from its inputs for a tiny batch."""
 
 import warnings
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from kdkit.engine.check.facts import Facts
 from kdkit.engine.check.plan import describe_shape
 from kdkit.engine.check.probabilities import student_problem, target_problem
 from kdkit.engine.failures.network_errors import device_advice, line_of_user_code
+from kdkit.engine.failures.not_finite import cause_in_inputs, cause_in_outputs
 from kdkit.engine.stage.term_inputs import TermInputs
 from kdkit.engine.stage.terms import BoundTerm
 from kdkit.errors import KdkitError, first_line
@@ -21,6 +22,7 @@ from kdkit.losses.sides import TensorOrTuple, as_tuple, map_side
 from kdkit.losses.validation import ONE_OUTPUT
 from kdkit.nets.taps import AttentionTap, moves_channels
 from kdkit.recipe.objective import taps_of
+from kdkit.teachers.base import TeacherOutputs
 from kdkit.teachers.ensemble import Teachers
 from kdkit.teachers.peer import Peer
 from kdkit.utils.modules import preserve_buffers
@@ -43,15 +45,12 @@ def compares_nothing(term: BoundTerm, inputs: TermInputs) -> bool:
 class TermCheck:
     """Checks a term with the inputs of its loss. Each check needs the earlier ones to find no problem.
 
-    kwargs: the extra arguments of the loss. cause_not_finite: returns the reason for a value that is not finite if it
-    lies in the data or in a teacher.
+    outputs: of all networks, by name.
     """
 
-    def __init__(
-        self, term: BoundTerm, inputs: TermInputs, kwargs: Mapping[str, Any], cause_not_finite: Callable[[], str | None]
-    ) -> None:
-        self.term, self.inputs, self.kwargs = term, inputs, kwargs
-        self.cause_not_finite = cause_not_finite
+    def __init__(self, facts: Facts, term: BoundTerm, inputs: TermInputs, outputs: TeacherOutputs) -> None:
+        self.facts, self.term, self.inputs, self.outputs = facts, term, inputs, outputs
+        self.kwargs = term.loss_kwargs(inputs, facts.module.progress)
         self.target = inputs.target_or_labels()
         self.shapes = f"student {describe_shape(inputs.student)} and target {describe_shape(self.target)}"
         self.loss, self.student = describe_loss(term.loss), repr(term.student_net.name)
@@ -220,7 +219,9 @@ class TermCheck:
     def _value_problem(self, value: Tensor) -> str | None:
         """Return the problem of a value that is not finite or always zero, or None."""
         if not torch.isfinite(value):
-            cause = self.cause_not_finite()
+            outputs = {name: self.outputs[name] for name in (self.term.student_net.name, *self.term.teachers)}
+            cause = cause_in_inputs(self.facts.batch, has_unknown=self.facts.context.has_unknown)
+            cause = cause or cause_in_outputs(self.facts.batch, outputs)
             return f"{self.loss} is {value.item()} at the first step{'' if cause is None else f': {cause}'}"
         # Zero is right for a batch without labels. A loss with extra arguments may be zero for this batch alone, for
         # example because a mask selects none of its samples, or because the progress is 0.
