@@ -15,13 +15,7 @@ from kdkit.data.torch_splits import StreamSplit
 from kdkit.engine.check.dry_run import dry_run
 from kdkit.engine.check.estimate import Estimator, StageEstimate
 from kdkit.engine.check.metric_problems import number_metric_problems
-from kdkit.engine.check.notices import (
-    direction_notices,
-    group_notices,
-    overlap_notices,
-    run_notices,
-    shared_net_notices,
-)
+from kdkit.engine.check.notices import recipe_notices, run_notices
 from kdkit.engine.check.output_problems import feature_teachers
 from kdkit.engine.check.plan import Plan, StagePlan, TermSummary
 from kdkit.engine.check.recipe_problems import recipe_problems
@@ -89,10 +83,7 @@ def check(
         without_metrics=frozenset(without),
         notices=(
             *dict.fromkeys(notice for item in checks for notice in item.notices),
-            *shared_net_notices(recipe.stages),
-            *direction_notices(recipe.metrics),
-            *group_notices(recipe.data),
-            *overlap_notices(recipe),
+            *recipe_notices(recipe),
             *without.values(),
         ),
         loader_batch=next((item.loader_batch for item in checks if item.loader_batch is not None), None),
