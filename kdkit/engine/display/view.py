@@ -92,7 +92,7 @@ class _Lines:
         line = self._joined([self._stage(stage) for stage in stages])
         if line.cell_len <= self.width:
             return line
-        parts = []
+        parts: list[Text] = []
         for state in ("done", "running", "waiting"):
             in_state = [stage for stage in stages if stage.state == state]
             if state == "running":
