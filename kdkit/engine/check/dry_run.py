@@ -149,12 +149,11 @@ def _build_losses(facts: Facts) -> Iterator[str]:
     module = facts.module
     module.train()
     module.open_taps.begin_pass()
-    teachers = {teacher.name: getattr(teacher, "module", None) for teacher in facts.stage.teachers}
-    of_teachers = {buffer for teacher in teachers.values() for buffer in _buffers(teacher)}
+    of_teachers = {buffer for teacher in facts.teacher_modules.values() for buffer in teacher.buffers()}
     before = {buffer: buffer.clone() for buffer in module.nets.buffers() if buffer in of_teachers}
     outputs = module.run_students(facts.batch, facts.teacher_outputs)
     for term in module.terms:
-        yield from _build_loss(facts, term, outputs, teachers)
+        yield from _build_loss(facts, term, outputs)
     module.losses.to(facts.batch.labels.device)  # their new parameters are on the CPU
     for teacher in facts.stage.teachers:
         yield from _shared_tensors(facts, teacher, before)
@@ -168,16 +167,13 @@ def _build_losses(facts: Facts) -> Iterator[str]:
             yield str(error)
 
 
-def _build_loss(facts: Facts, term: BoundTerm, outputs: TeacherOutputs, teachers: Mapping[str, Any]) -> Iterator[str]:
-    """Build the loss of a term if it needs to know shapes, such as one with a projector, and yield its problem.
-
-    teachers: the module of each teacher by name, for losses that reuse a part of it.
-    """
+def _build_loss(facts: Facts, term: BoundTerm, outputs: TeacherOutputs) -> Iterator[str]:
+    """Build the loss of a term if it needs to know shapes, such as one with a projector, and yield its problem."""
     build = getattr(term.loss, "build", None)
     if build is None:
         return
     inputs = term.gather_inputs(facts.batch, outputs, fill=True)
-    modules = tuple(teachers.get(name) for name in term.teachers)
+    modules = tuple(map(facts.teacher_modules.get, term.teachers))
     teacher = modules if len(modules) > 1 else next(iter(modules), None)
     source = term.weighted.term
     context = replace(
@@ -206,9 +202,10 @@ def _shared_tensors(facts: Facts, teacher: Teacher, before: Mapping[Tensor, Tens
 
     before: copies of the shared buffers, made before a forward pass in training mode.
     """
-    network = getattr(teacher, "module", None)
-    ours = set(facts.module.parameters())
-    shared = [part for part in network.parameters() if part in ours] if isinstance(network, nn.Module) else []
+    network, ours = facts.teacher_modules.get(teacher.name), set(facts.module.parameters())
+    if network is None:
+        return
+    shared = [parameter for parameter in network.parameters() if parameter in ours]
     trained = [parameter for parameter in shared if parameter.requires_grad]
     if shared and isinstance(teacher, Net) and teacher.device is not None:
         yield (
@@ -220,7 +217,7 @@ def _shared_tensors(facts: Facts, teacher: Teacher, before: Mapping[Tensor, Tens
             f"net {teacher.name!r} teaches, but a student or a loss would train parameters that it shares with it; "
             "give it a copy (copy.deepcopy), or freeze those parameters with requires_grad_(False)"
         )
-    elif any(not torch.equal(buffer, before.get(buffer, buffer)) for buffer in _buffers(network)):
+    elif any(not torch.equal(buffer, before.get(buffer, buffer)) for buffer in network.buffers()):
         yield (
             f"net {teacher.name!r} teaches, but a student shares buffers with it that change in training, such as the "
             "statistics of a batch norm; give it a copy (copy.deepcopy)"
@@ -308,8 +305,7 @@ def _untrained_weights(facts: Facts, term: BoundTerm, check: TermCheck) -> Itera
     """Yield a notice if a loss has weights that no optimizer gets, such as a function that calls a projector."""
     if not isinstance(check.value, Tensor):  # it was not called, because no sample has a label
         return
-    teachers = (getattr(teacher, "module", None) for teacher in facts.stage.teachers)
-    of_teachers = chain.from_iterable(module.parameters() for module in teachers if isinstance(module, nn.Module))
+    of_teachers = chain.from_iterable(module.parameters() for module in facts.teacher_modules.values())
     of_loss = parameters_behind([check.value]) - parameters_behind(as_tuple(check.inputs.student))
     others = of_loss - {*facts.module.parameters(), *of_teachers}
     facts.untrained_weights[term.label] = others
@@ -365,7 +361,3 @@ def _labelled_batch(facts: Facts, term: BoundTerm) -> Batch:
     labels = facts.batch.labels
     numbers = torch.arange(labels.numel()) % len(compared)
     return replace(facts.batch, labels=compared[numbers].view_as(labels).to(labels))
-
-
-def _buffers(teacher: Any) -> Iterable[Tensor]:
-    return teacher.buffers() if isinstance(teacher, nn.Module) else ()
