@@ -28,7 +28,7 @@ from kdkit.nets.net import Net
 from kdkit.nets.taps import HeadTap, TapLike, is_left_out, path_of
 from kdkit.recipe.objective import Taps, taps_of
 from kdkit.recipe.recipe import weighted_terms
-from kdkit.teachers.base import Teacher, TeacherOutputs, require_output
+from kdkit.teachers.base import Teacher, require_output
 from kdkit.utils.modules import forward_hook, parameters_behind
 from kdkit.utils.signatures import parameters_by_name
 
@@ -52,6 +52,7 @@ def dry_run(open_stage: OpenStage, batch: Batch) -> Facts:
         facts.notices += stage_notices(facts)
     # Their graphs hold the activations.
     facts.student_outputs.clear()
+    facts.outputs.clear()
     facts.checked_terms.clear()
     return facts
 
@@ -151,9 +152,9 @@ def _build_losses(facts: Facts) -> Iterator[str]:
     module.open_taps.begin_pass()
     of_teachers = {buffer for teacher in facts.teacher_modules.values() for buffer in teacher.buffers()}
     before = {buffer: buffer.clone() for buffer in module.nets.buffers() if buffer in of_teachers}
-    outputs = module.run_students(facts.batch, facts.teacher_outputs)
+    facts.outputs = module.run_students(facts.batch, facts.teacher_outputs)
     for term in module.terms:
-        yield from _build_loss(facts, term, outputs)
+        yield from _build_loss(facts, term)
     module.losses.to(facts.batch.labels.device)  # their new parameters are on the CPU
     for teacher in facts.stage.teachers:
         yield from _shared_tensors(facts, teacher, before)
@@ -167,12 +168,12 @@ def _build_losses(facts: Facts) -> Iterator[str]:
             yield str(error)
 
 
-def _build_loss(facts: Facts, term: BoundTerm, outputs: TeacherOutputs) -> Iterator[str]:
+def _build_loss(facts: Facts, term: BoundTerm) -> Iterator[str]:
     """Build the loss of a term if it needs to know shapes, such as one with a projector, and yield its problem."""
     build = getattr(term.loss, "build", None)
     if build is None:
         return
-    inputs = term.gather_inputs(facts.batch, outputs, fill=True)
+    inputs = term.gather_inputs(facts.batch, facts.outputs, fill=True)
     modules = tuple(map(facts.teacher_modules.get, term.teachers))
     teacher = modules if len(modules) > 1 else next(iter(modules), None)
     source = term.weighted.term
@@ -230,30 +231,28 @@ def _depends_on(facts: Facts, teacher: Teacher, trained: Sequence[Tensor]) -> bo
     They do not if the teacher is the student with its adapters switched off.
     """
     session = facts.open_stage.sessions[teacher.name]
-    values = [parameter.detach().clone() for parameter in trained]
+    values = [parameter.data for parameter in trained]
     with torch.no_grad():
         before = session(facts.batch)
         try:
             for parameter in trained:
-                parameter.add_(torch.randn_like(parameter))
+                parameter.data = parameter.data + torch.randn_like(parameter)  # not in place: a graph may need it
             after = session(facts.batch)
         finally:
             for parameter, value in zip(trained, values, strict=True):
-                parameter.copy_(value)
+                parameter.data = value
     pairs = zip((before.output, *before.features), (after.output, *after.features), strict=True)
     return not all(torch.equal(first, second) for first, second in pairs)
 
 
 def _compute_terms(facts: Facts) -> Iterator[str]:
     """Compute every term, and yield its problems."""
-    module = facts.module
-    outputs = module.run_students(facts.batch, facts.teacher_outputs)
     trained: set[Tensor] = set()
-    for term in module.terms:
+    for term in facts.module.terms:
         try:
             # As if the teacher had an output for each sample: a Past has them later.
-            inputs = term.gather_inputs(facts.batch, outputs, fill=True)
-            problem, projectors = _compute_term(facts, term, inputs, outputs)
+            inputs = term.gather_inputs(facts.batch, facts.outputs, fill=True)
+            problem, projectors = _compute_term(facts, term, inputs)
         except RecipeError as error:
             yield f"term {term.label!r}: {error}"
             continue
@@ -264,26 +263,25 @@ def _compute_terms(facts: Facts) -> Iterator[str]:
             tap = term.weighted.term.student
             trained.update(tap.module.parameters() if isinstance(tap, HeadTap) else ())
         # The plan shows the shapes of the outputs, not those of rows of positions.
-        whole = inputs if term.rows is None else term.whole_inputs(facts.batch, outputs, fill=True)
+        whole = inputs if term.rows is None else term.whole_inputs(facts.batch, facts.outputs, fill=True)
         facts.checked_terms.append(CheckedTerm(term, inputs, whole))
         facts.terms.append(summarize(term, whole, facts.taps, projectors))
-    facts.untrained_outputs = all(parameters_behind([outputs[net.name].output]) - trained for net in module.students)
+    outputs = [facts.outputs[net.name].output for net in facts.module.students]
+    facts.untrained_outputs = all(parameters_behind([output]) - trained for output in outputs)
 
 
-def _compute_term(
-    facts: Facts, term: BoundTerm, inputs: TermInputs, outputs: TeacherOutputs
-) -> tuple[str | None, Collection[ProjectorSummary]]:
+def _compute_term(facts: Facts, term: BoundTerm, inputs: TermInputs) -> tuple[str | None, Collection[ProjectorSummary]]:
     """Compute a term, add its notices, and return its problem, or None, and the projectors of its loss."""
     labels = facts.batch.labels
     can_relabel = facts.context.has_labels and not labels.is_floating_point()
     if can_relabel and compares_nothing(term, inputs):  # later samples have labels that it compares
-        inputs = term.gather_inputs(_labelled_batch(facts, term), outputs, fill=True)
-    shared = [*nested_tensors([(output.output, output.features) for output in outputs.values()]), labels]
+        inputs = term.gather_inputs(_labelled_batch(facts, term), facts.outputs, fill=True)
+    shared = [*nested_tensors([(output.output, output.features) for output in facts.outputs.values()]), labels]
     counts = [*map(modifications, shared)]
     outputs_shape = as_tuple(inputs.student)[0].shape if term.student.is_output else None
     watch = WatchLosses(checks_targets=term.target is not None, outputs=outputs_shape)
     with _watch_projectors(term.loss) as projectors, watch:
-        check = TermCheck(facts, term, inputs, outputs)
+        check = TermCheck(facts, term, inputs)
         problem = check.problem()
     facts.computes_ctc |= watch.calls_ctc
     if problem is None and counts != [*map(modifications, shared)]:

@@ -22,7 +22,6 @@ from kdkit.losses.sides import TensorOrTuple, as_tuple, map_side
 from kdkit.losses.validation import ONE_OUTPUT
 from kdkit.nets.taps import AttentionTap, moves_channels
 from kdkit.recipe.objective import taps_of
-from kdkit.teachers.base import TeacherOutputs
 from kdkit.teachers.ensemble import Teachers
 from kdkit.teachers.peer import Peer
 from kdkit.utils.modules import preserve_buffers
@@ -43,13 +42,10 @@ def compares_nothing(term: BoundTerm, inputs: TermInputs) -> bool:
 
 
 class TermCheck:
-    """Checks a term with the inputs of its loss. Each check needs the earlier ones to find no problem.
+    """Checks a term with the inputs of its loss. Each check needs the earlier ones to find no problem."""
 
-    outputs: of all networks, by name.
-    """
-
-    def __init__(self, facts: Facts, term: BoundTerm, inputs: TermInputs, outputs: TeacherOutputs) -> None:
-        self.facts, self.term, self.inputs, self.outputs = facts, term, inputs, outputs
+    def __init__(self, facts: Facts, term: BoundTerm, inputs: TermInputs) -> None:
+        self.facts, self.term, self.inputs = facts, term, inputs
         self.kwargs = term.loss_kwargs(inputs, facts.module.progress)
         self.target = inputs.target_or_labels()
         self.shapes = f"student {describe_shape(inputs.student)} and target {describe_shape(self.target)}"
@@ -219,7 +215,7 @@ class TermCheck:
     def _value_problem(self, value: Tensor) -> str | None:
         """Return the problem of a value that is not finite or always zero, or None."""
         if not torch.isfinite(value):
-            outputs = {name: self.outputs[name] for name in (self.term.student_net.name, *self.term.teachers)}
+            outputs = {name: self.facts.outputs[name] for name in (self.term.student_net.name, *self.term.teachers)}
             cause = cause_in_inputs(self.facts.batch, has_unknown=self.facts.context.has_unknown)
             cause = cause or cause_in_outputs(self.facts.batch, outputs)
             return f"{self.loss} is {value.item()} at the first step{'' if cause is None else f': {cause}'}"
