@@ -31,7 +31,6 @@ from kdkit.metrics.base import takes_any_outputs
 from kdkit.metrics.bootstrap import without_interval
 from kdkit.nets.net import Net
 from kdkit.recipe.recipe import Recipe, Stage, as_recipe, nets_of
-from kdkit.recipe.training import Training
 from kdkit.utils import memory
 from kdkit.utils.collectives import without_messages
 from kdkit.utils.devices import Precision, default_modes
@@ -110,9 +109,16 @@ class _StageCheck:
     loader_batch: int | None = None
 
     def plan(self) -> StagePlan:
-        """Return the plan of the stage."""
+        """Return the plan of the stage, with `keep` set to "best" or "last" if the user left it out."""
+        training = self.stage.training
+        if training.keep is None and self.untrained_outputs:
+            training = replace(
+                training, keep="last", patience=None
+            )  # patience needs a metric, which means nothing here
+        elif training.keep is None:
+            training = replace(training, keep="best")
         return StagePlan(
-            stage=replace(self.stage, training=_with_keep(self.stage.training, self.untrained_outputs)),
+            stage=replace(self.stage, training=training),
             terms=tuple(self.terms),
             peak_memory_bytes=self.peak_memory_bytes,
             estimate=self.estimate,
@@ -188,29 +194,25 @@ def _check_stage(
 
 
 def _problems_of_samples(recipe: Recipe) -> Iterator[str]:
-    """Yield the errors of reading a few samples of each split together, as a run would."""
-    for split, rows in _rows_read_together(recipe):
-        try:
-            ReadBatches(batches(split, len(rows), order=rows), LabelCheck.of_data(recipe.data, split)).take(1)
-        except DataError as error:
-            yield str(error)
-
-
-def _rows_read_together(recipe: Recipe) -> Iterator[tuple[Split, Tensor]]:
-    """Yield splits, each with some rows that a run reads in one batch.
+    """Yield the errors of reading some samples together that a run reads in one batch.
 
     These are the first and the last training sample, and some samples in the first and in the last batch of the
     validation and test data, which a run would otherwise read only after the training.
     """
     data, sizes = recipe.data, [stage.training.batch_size for stage in recipe.stages] or [1]
-    train = data.train
+    train, together = data.train, list[tuple[Split, Tensor]]()
     if isinstance(train, Split) and min(len(train), max(sizes)) > 1 and train.lengths is None and train.sampler is None:
-        yield train, torch.tensor([0, len(train) - 1])  # in a random order, any two may be in one batch
+        together.append((train, torch.tensor([0, len(train) - 1])))  # in a random order, any two may be in one batch
     for split in (data.validation, data.test):
         if isinstance(split, Split) and len(split):
             count, size = len(split), sizes[-1]
-            yield split, torch.arange(min(size, _READ, count))
-            yield split, torch.arange(max((count - 1) // size * size, count - _READ), count)
+            together.append((split, torch.arange(min(size, _READ, count))))
+            together.append((split, torch.arange(max((count - 1) // size * size, count - _READ), count)))
+    for split, rows in together:
+        try:
+            ReadBatches(batches(split, len(rows), order=rows), LabelCheck.of_data(data, split)).take(1)
+        except DataError as error:
+            yield str(error)
 
 
 def _baseline_problems(checks: Sequence[_StageCheck]) -> Iterator[str]:
@@ -227,12 +229,3 @@ def _baseline_problems(checks: Sequence[_StageCheck]) -> Iterator[str]:
                     "baseline trains a copy of them; make the loss an object that holds the module, which is copied "
                     "with it, instead of a function that refers to the module, or run without the baseline"
                 )
-
-
-def _with_keep(training: Training, untrained_outputs: bool) -> Training:
-    """Return the options of a stage with `keep` set to "best" or "last" if the user left it out."""
-    if training.keep is not None:
-        return training
-    if untrained_outputs:
-        return replace(training, keep="last", patience=None)  # patience needs a metric, which means nothing here
-    return replace(training, keep="best")
