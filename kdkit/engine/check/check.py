@@ -14,7 +14,6 @@ from kdkit.data.reading import ReadBatches
 from kdkit.data.torch_splits import StreamSplit
 from kdkit.engine.check.dry_run import dry_run
 from kdkit.engine.check.estimate import Estimator, StageEstimate
-from kdkit.engine.check.metric_problems import number_metric_problems
 from kdkit.engine.check.notices import recipe_notices, run_notices
 from kdkit.engine.check.output_problems import feature_teachers
 from kdkit.engine.check.plan import Plan, StagePlan, TermSummary
@@ -164,8 +163,6 @@ def _check_stage(
                 }
             result.problems = facts.problems or [*update_problems(facts)]
             result.peak_memory_bytes = memory.peak(device)
-            if not result.problems and context.has_labels:  # otherwise see `validation_problems`
-                result.problems += number_metric_problems(recipe, context, facts.eval_outputs, batch.labels)
             if not result.problems:
                 result.problems += batch_problems(open_stage, data, untransformed)
             if not result.problems:

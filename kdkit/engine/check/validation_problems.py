@@ -30,18 +30,18 @@ def validation_problems(
 ) -> Iterator[str]:
     """Yield why a network fails for validation samples, has no output for each class, or outputs without a metric.
 
-    Inputs of the form of those of training are not tried, unless metrics of numbers need their labels, or a metric runs
-    the network. Test samples are tried if the form of their inputs is another one.
+    Inputs of the form of those of training are not tried, unless metrics of numbers need their outputs, or a metric
+    runs the network. Test samples are tried if the form of their inputs is another one.
     batches: tiny ones of training, validation and test on the device, the first as the data's `batch_transform` has
     changed it.
     """
     training, validation, test = batches
-    needs_labels = context.task == "regression" and not context.has_labels
+    is_regression = context.task == "regression"
     running = [metric for metric in map(without_interval, recipe.metrics) if isinstance(metric, NetworkReducing)]
     data, forms = recipe.data, [_form(training.inputs), _form(validation.inputs)]
     advice = "" if data.batch_transform is None else "; batch_transform changes only training batches"
     evaluated: list[tuple[Split | LoaderSplit, Batch]] = []
-    if needs_labels or running or forms[0] != forms[1]:
+    if is_regression or running or forms[0] != forms[1]:
         evaluated.append((data.validation, validation))
     if data.test is not None and test is not None and _form(test.inputs) not in forms:
         evaluated.append((data.test, test))
@@ -56,8 +56,8 @@ def validation_problems(
             yield f"net {net.name!r} cannot be evaluated on the {split_name(data, split)} data: {reason}{advice}"
         else:
             yield from filter(None, [classes_problem(net, tuple(outputs.shape), data, recipe.metrics, split)])
-            if needs_labels:
-                yield from number_metric_problems(recipe, context, {net.name: outputs}, batch.labels)
+            if is_regression:
+                yield from number_metric_problems(recipe, context, net, outputs, batch.labels)
             yield from _problems_of_running(running, net, batch, precision)
 
 
