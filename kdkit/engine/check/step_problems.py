@@ -20,6 +20,7 @@ from kdkit.errors import KdkitError, first_line
 from kdkit.utils import collectives
 from kdkit.utils.devices import Precision
 from kdkit.utils.memory import is_out_of_memory
+from kdkit.utils.modules import uncompiled
 
 
 def update_problems(facts: Facts) -> Iterator[str]:
@@ -29,7 +30,7 @@ def update_problems(facts: Facts) -> Iterator[str]:
         balancer = build_balancer(training, module)
         named = optimized_parameters(module, balancer)
         optimizer = training.optimizer.build(named)
-        with temporary_training(module, [module]), warnings.catch_warnings():
+        with temporary_training(module, [module]), warnings.catch_warnings(), uncompiled():  # compiling takes long
             warnings.simplefilter("ignore")  # a run shows them
             with facts.open_stage.autocast():
                 losses = module(facts.batch, facts.teacher_outputs)
