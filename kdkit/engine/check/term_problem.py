@@ -1,6 +1,7 @@
 """Find the problem of a term from its inputs for a tiny batch."""
 
 import warnings
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -257,27 +258,20 @@ class _WatchBroadcast(TorchFunctionMode):
 
     def __init__(self, student: TensorOrTuple, target: TensorOrTuple) -> None:
         super().__init__()
-        self.shape = _broadcast_shape(student, target)
-        self.sides = () if self.shape is None else (as_tuple(student)[0].shape, as_tuple(target)[0].shape)
+        self.shape: tuple[int, ...] | None = None
         self.is_broadcast = False
+        if isinstance(student, Tensor) and isinstance(target, Tensor) and student.ndim != target.ndim:
+            self.sides = {student.shape, target.shape}
+            with suppress(RuntimeError):  # they cannot be broadcast
+                shape: torch.Size = torch.broadcast_shapes(*self.sides)  # type: ignore[no-untyped-call]  # untyped
+                self.shape = tuple(shape) if shape.numel() > max(student.numel(), target.numel()) else None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call a torch function, and note whether it broadcasts the sides."""
         result = func(*args, **(kwargs or {}))
         if self.shape is not None:
-            shapes = [value.shape for value in (*args, *(kwargs or {}).values()) if isinstance(value, Tensor)]
+            shapes = {value.shape for value in (*args, *(kwargs or {}).values()) if isinstance(value, Tensor)}
             # Loss functions return a scalar, and the functions that they call are watched too.
-            is_pair = set(self.sides) <= set(shapes)
+            is_pair = self.sides <= shapes
             self.is_broadcast |= is_pair and isinstance(result, Tensor) and result.shape in (self.shape, ())
         return result
-
-
-def _broadcast_shape(student: TensorOrTuple, target: TensorOrTuple) -> tuple[int, ...] | None:
-    """Return the shape that two tensors broadcast to if it is larger than both, as for (N, 1) and (N,), or None."""
-    if isinstance(student, tuple) or isinstance(target, tuple) or student.ndim == target.ndim:
-        return None
-    try:
-        shape: torch.Size = torch.broadcast_shapes(student.shape, target.shape)  # type: ignore[no-untyped-call]  # untyped
-    except RuntimeError:  # they cannot be broadcast
-        return None
-    return tuple(shape) if shape.numel() > max(student.numel(), target.numel()) else None
