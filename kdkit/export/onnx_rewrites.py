@@ -101,8 +101,6 @@ class _Images:
         """Add a node that works on images; return False if there is none."""
         options, constants = attributes(step), self.graph.constants
         if step.op_type == "Conv" and step.input[1] in constants and constants[step.input[1]].ndim == 3:
-            if options.get("auto_pad", b"NOTSET") != b"NOTSET":
-                return False  # torch's exporter never writes it
             weight = constants[step.input[1]]
             image = self._image(step.input[0])
             kernel = self.graph.constant(weight[:, :, None, :], step.input[1])
@@ -149,11 +147,8 @@ class _Images:
 
     def _reduces_length(self, step: NodeProto) -> bool:
         """Whether a mean is over the last dimension only."""
-        axes: Any = attributes(step).get("axes")
-        if axes is None and len(step.input) > 1:
-            values = self.graph.constants.get(step.input[1])
-            axes = None if values is None else values.tolist()
-        return axes is not None and list(axes) in ([2], [-1])
+        axes = self.graph.constants.get(step.input[1]) if len(step.input) > 1 else None
+        return axes is not None and axes.tolist() in ([2], [-1])
 
     def _add(self, step: NodeProto, inputs: list[str], **options: Any) -> None:
         name = self.graph.fresh(step.output[0])

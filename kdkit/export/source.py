@@ -148,11 +148,10 @@ class ExportSource:
         if isinstance(split, LoaderSplit):
             for batch in batches(split, size):
                 batch = batch.rows(torch.arange(min(count, len(batch))))
+                yield batch
                 count -= len(batch)
-                if len(batch):
-                    yield batch
-                if count <= 0:
-                    return
+                if not count:
+                    break
             return
         # Evenly spread, because neighbours may belong to one class or patient.
         rows = torch.linspace(0, len(split) - 1, min(count, len(split))).round().long()

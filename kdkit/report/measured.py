@@ -1,9 +1,10 @@
-"""The parts of a report about measurements of the networks: their cost, and the similarity of their layers."""
+"""The parts of a report about measurements of the networks: cost, similarity of layers, and files of `kdkit export`."""
 
 import math
 from collections.abc import Sequence
 from typing import Any
 
+from kdkit.export.card import FOLDER, read_cards, summary_rows
 from kdkit.report import formats
 from kdkit.report.charts import heat_map
 from kdkit.report.runs import ReportedRun, nets_by_role
@@ -78,6 +79,22 @@ def layer_maps(runs: Sequence[ReportedRun]) -> Values:
     else:
         missing = "No student has a network as its teacher, so there are no layers to compare."
     return {"maps": maps, "samples": samples, "notes": list(notes), "missing": "" if maps or notes else missing}
+
+
+def exports(runs: Sequence[ReportedRun]) -> list[Values]:
+    """Return a table of the files of each run that has exports, with the points that each file loses."""
+    tables = []
+    for run in runs:
+        if cards := read_cards(run.folder / FOLDER):
+            metrics = dict.fromkeys(metric for card in cards for metric in card["metric_gate"]["scores"])
+            titles, *rows = summary_rows(cards)
+            for index, card in enumerate(cards):
+                scores = card["metric_gate"]["scores"]
+                lost = [scores.get(metric, {}).get("points_lost") for metric in metrics]
+                rows[index] += tuple("undefined" if points is None else f"{points:.2f}" for points in lost)
+            titles += tuple(f"{metric}, points lost" for metric in metrics)
+            tables.append({"run": run.label, "titles": titles, "rows": rows})
+    return tables
 
 
 # The name of each figure in a sentence, and its format.

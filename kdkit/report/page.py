@@ -16,7 +16,6 @@ from kdkit.errors import RecipeError, RunFolderError
 from kdkit.plugins.manager import installed
 from kdkit.report import classes, formats, measured, overview
 from kdkit.report.combinations import combinations
-from kdkit.report.exports import export_tables
 from kdkit.report.runs import ReportedRun, read_runs
 from kdkit.report.training import training
 from kdkit.report.verdict import Verdict, headline_of, verdicts_of
@@ -107,6 +106,7 @@ def render(report: Report) -> str:
         cost=measured.cost(runs),
         layers=measured.layer_maps(runs),
         setup=overview.setup(runs),
+        exports=measured.exports(runs),
         added=_added_sections(report),
         dash=formats.DASH,
     )
@@ -136,9 +136,8 @@ def _printable(value: Any) -> Any:
 
 
 def _added_sections(report: Report) -> list[dict[str, Any]]:
-    """Return the section of exports, if there are any, and those of plugins. A failing plugin causes a warning."""
-    tables = export_tables(report.runs)
-    sections = [Section("Exports", tables)] if tables else []
+    """Return the sections of plugins. A failing plugin causes a warning."""
+    sections: list[Section] = []
     plugins = installed()
     for plugin, call in reversed([*plugins.implementations("report_sections")]):  # the order in which pluggy calls them
         with plugins.errors_of(plugin, "add its sections to the report"):

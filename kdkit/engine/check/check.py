@@ -14,14 +14,7 @@ from kdkit.data.reading import ReadBatches
 from kdkit.data.torch_splits import StreamSplit
 from kdkit.engine.check.dry_run import dry_run
 from kdkit.engine.check.estimate import Estimator, StageEstimate
-from kdkit.engine.check.metric_problems import number_metric_problems
-from kdkit.engine.check.notices import (
-    direction_notices,
-    group_notices,
-    overlap_notices,
-    run_notices,
-    shared_net_notices,
-)
+from kdkit.engine.check.notices import recipe_notices, run_notices
 from kdkit.engine.check.output_problems import feature_teachers
 from kdkit.engine.check.plan import Plan, StagePlan, TermSummary
 from kdkit.engine.check.recipe_problems import recipe_problems
@@ -37,7 +30,6 @@ from kdkit.metrics.base import takes_any_outputs
 from kdkit.metrics.bootstrap import without_interval
 from kdkit.nets.net import Net
 from kdkit.recipe.recipe import Recipe, Stage, as_recipe, nets_of
-from kdkit.recipe.training import Training
 from kdkit.utils import memory
 from kdkit.utils.collectives import without_messages
 from kdkit.utils.devices import Precision, default_modes
@@ -89,10 +81,7 @@ def check(
         without_metrics=frozenset(without),
         notices=(
             *dict.fromkeys(notice for item in checks for notice in item.notices),
-            *shared_net_notices(recipe.stages),
-            *direction_notices(recipe.metrics),
-            *group_notices(recipe.data),
-            *overlap_notices(recipe),
+            *recipe_notices(recipe),
             *without.values(),
         ),
         loader_batch=next((item.loader_batch for item in checks if item.loader_batch is not None), None),
@@ -119,9 +108,16 @@ class _StageCheck:
     loader_batch: int | None = None
 
     def plan(self) -> StagePlan:
-        """Return the plan of the stage."""
+        """Return the plan of the stage, with `keep` set to "best" or "last" if the user left it out."""
+        training = self.stage.training
+        if training.keep is None and self.untrained_outputs:
+            training = replace(
+                training, keep="last", patience=None
+            )  # patience needs a metric, which means nothing here
+        elif training.keep is None:
+            training = replace(training, keep="best")
         return StagePlan(
-            stage=replace(self.stage, training=_with_keep(self.stage.training, self.untrained_outputs)),
+            stage=replace(self.stage, training=training),
             terms=tuple(self.terms),
             peak_memory_bytes=self.peak_memory_bytes,
             estimate=self.estimate,
@@ -165,10 +161,8 @@ def _check_stage(
                 result.without_metrics = {
                     net: f"net {net.name!r} has no metrics: {reason}" for net in feature_teachers(facts)
                 }
-            result.problems = facts.problems or [*update_problems(open_stage, batch)]
+            result.problems = facts.problems or [*update_problems(facts)]
             result.peak_memory_bytes = memory.peak(device)
-            if not result.problems and context.has_labels:  # otherwise see `validation_problems`
-                result.problems += number_metric_problems(recipe, context, facts.eval_outputs, batch.labels)
             if not result.problems:
                 result.problems += batch_problems(open_stage, data, untransformed)
             if not result.problems:
@@ -192,34 +186,30 @@ def _check_stage(
         if not is_out_of_memory(error):
             raise
         use = memory.describe_use(device)
-        result.problems = [f"it does not fit into memory, even without gradients; {use} ({first_line(error)})"]
+        result.problems = [f"a step with a few samples does not fit into memory; {use} ({first_line(error)})"]
     return result
 
 
 def _problems_of_samples(recipe: Recipe) -> Iterator[str]:
-    """Yield the errors of reading a few samples of each split together, as a run would."""
-    for split, rows in _rows_read_together(recipe):
-        try:
-            ReadBatches(batches(split, len(rows), order=rows), LabelCheck.of_data(recipe.data, split)).take(1)
-        except DataError as error:
-            yield str(error)
-
-
-def _rows_read_together(recipe: Recipe) -> Iterator[tuple[Split, Tensor]]:
-    """Yield splits, each with some rows that a run reads in one batch.
+    """Yield the errors of reading some samples together that a run reads in one batch.
 
     These are the first and the last training sample, and some samples in the first and in the last batch of the
     validation and test data, which a run would otherwise read only after the training.
     """
     data, sizes = recipe.data, [stage.training.batch_size for stage in recipe.stages] or [1]
-    train = data.train
+    train, together = data.train, list[tuple[Split, Tensor]]()
     if isinstance(train, Split) and min(len(train), max(sizes)) > 1 and train.lengths is None and train.sampler is None:
-        yield train, torch.tensor([0, len(train) - 1])  # in a random order, any two may be in one batch
+        together.append((train, torch.tensor([0, len(train) - 1])))  # in a random order, any two may be in one batch
     for split in (data.validation, data.test):
         if isinstance(split, Split) and len(split):
             count, size = len(split), sizes[-1]
-            yield split, torch.arange(min(size, _READ, count))
-            yield split, torch.arange(max((count - 1) // size * size, count - _READ), count)
+            together.append((split, torch.arange(min(size, _READ, count))))
+            together.append((split, torch.arange(max((count - 1) // size * size, count - _READ), count)))
+    for split, rows in together:
+        try:
+            ReadBatches(batches(split, len(rows), order=rows), LabelCheck.of_data(data, split)).take(1)
+        except DataError as error:
+            yield str(error)
 
 
 def _baseline_problems(checks: Sequence[_StageCheck]) -> Iterator[str]:
@@ -236,12 +226,3 @@ def _baseline_problems(checks: Sequence[_StageCheck]) -> Iterator[str]:
                     "baseline trains a copy of them; make the loss an object that holds the module, which is copied "
                     "with it, instead of a function that refers to the module, or run without the baseline"
                 )
-
-
-def _with_keep(training: Training, untrained_outputs: bool) -> Training:
-    """Return the options of a stage with `keep` set to "best" or "last" if the user left it out."""
-    if training.keep is not None:
-        return training
-    if untrained_outputs:
-        return replace(training, keep="last", patience=None)  # patience needs a metric, which means nothing here
-    return replace(training, keep="best")

@@ -17,7 +17,6 @@ from kdkit.engine.check.plan import ProjectorSummary, summarize
 from kdkit.engine.check.probabilities import WatchLosses
 from kdkit.engine.check.term_problem import TermCheck, compares_nothing
 from kdkit.engine.failures.network_errors import describe_failure
-from kdkit.engine.failures.not_finite import cause_in_inputs, cause_in_outputs
 from kdkit.engine.stage.module import temporary_training
 from kdkit.engine.stage.open_stage import OpenStage
 from kdkit.engine.stage.term_inputs import TermInputs
@@ -29,7 +28,7 @@ from kdkit.nets.net import Net
 from kdkit.nets.taps import HeadTap, TapLike, is_left_out, path_of
 from kdkit.recipe.objective import Taps, taps_of
 from kdkit.recipe.recipe import weighted_terms
-from kdkit.teachers.base import Teacher, TeacherOutputs, require_output
+from kdkit.teachers.base import Teacher, require_output
 from kdkit.utils.modules import forward_hook, parameters_behind
 from kdkit.utils.signatures import parameters_by_name
 
@@ -53,6 +52,7 @@ def dry_run(open_stage: OpenStage, batch: Batch) -> Facts:
         facts.notices += stage_notices(facts)
     # Their graphs hold the activations.
     facts.student_outputs.clear()
+    facts.outputs.clear()
     facts.checked_terms.clear()
     return facts
 
@@ -150,12 +150,11 @@ def _build_losses(facts: Facts) -> Iterator[str]:
     module = facts.module
     module.train()
     module.open_taps.begin_pass()
-    teachers = {teacher.name: getattr(teacher, "module", None) for teacher in facts.stage.teachers}
-    of_teachers = {buffer for teacher in teachers.values() for buffer in _buffers(teacher)}
+    of_teachers = {buffer for teacher in facts.teacher_modules.values() for buffer in teacher.buffers()}
     before = {buffer: buffer.clone() for buffer in module.nets.buffers() if buffer in of_teachers}
-    outputs = module.run_students(facts.batch, facts.teacher_outputs)
+    facts.outputs = module.run_students(facts.batch, facts.teacher_outputs)
     for term in module.terms:
-        yield from _build_loss(facts, term, outputs, teachers)
+        yield from _build_loss(facts, term)
     module.losses.to(facts.batch.labels.device)  # their new parameters are on the CPU
     for teacher in facts.stage.teachers:
         yield from _shared_tensors(facts, teacher, before)
@@ -169,16 +168,13 @@ def _build_losses(facts: Facts) -> Iterator[str]:
             yield str(error)
 
 
-def _build_loss(facts: Facts, term: BoundTerm, outputs: TeacherOutputs, teachers: Mapping[str, Any]) -> Iterator[str]:
-    """Build the loss of a term if it needs to know shapes, such as one with a projector, and yield its problem.
-
-    teachers: the module of each teacher by name, for losses that reuse a part of it.
-    """
+def _build_loss(facts: Facts, term: BoundTerm) -> Iterator[str]:
+    """Build the loss of a term if it needs to know shapes, such as one with a projector, and yield its problem."""
     build = getattr(term.loss, "build", None)
     if build is None:
         return
-    inputs = term.gather_inputs(facts.batch, outputs, fill=True)
-    modules = tuple(teachers.get(name) for name in term.teachers)
+    inputs = term.gather_inputs(facts.batch, facts.outputs, fill=True)
+    modules = tuple(map(facts.teacher_modules.get, term.teachers))
     teacher = modules if len(modules) > 1 else next(iter(modules), None)
     source = term.weighted.term
     context = replace(
@@ -207,9 +203,10 @@ def _shared_tensors(facts: Facts, teacher: Teacher, before: Mapping[Tensor, Tens
 
     before: copies of the shared buffers, made before a forward pass in training mode.
     """
-    network = getattr(teacher, "module", None)
-    ours = set(facts.module.parameters())
-    shared = [part for part in network.parameters() if part in ours] if isinstance(network, nn.Module) else []
+    network, ours = facts.teacher_modules.get(teacher.name), set(facts.module.parameters())
+    if network is None:
+        return
+    shared = [parameter for parameter in network.parameters() if parameter in ours]
     trained = [parameter for parameter in shared if parameter.requires_grad]
     if shared and isinstance(teacher, Net) and teacher.device is not None:
         yield (
@@ -221,7 +218,7 @@ def _shared_tensors(facts: Facts, teacher: Teacher, before: Mapping[Tensor, Tens
             f"net {teacher.name!r} teaches, but a student or a loss would train parameters that it shares with it; "
             "give it a copy (copy.deepcopy), or freeze those parameters with requires_grad_(False)"
         )
-    elif any(not torch.equal(buffer, before.get(buffer, buffer)) for buffer in _buffers(network)):
+    elif any(not torch.equal(buffer, before.get(buffer, buffer)) for buffer in network.buffers()):
         yield (
             f"net {teacher.name!r} teaches, but a student shares buffers with it that change in training, such as the "
             "statistics of a batch norm; give it a copy (copy.deepcopy)"
@@ -234,30 +231,28 @@ def _depends_on(facts: Facts, teacher: Teacher, trained: Sequence[Tensor]) -> bo
     They do not if the teacher is the student with its adapters switched off.
     """
     session = facts.open_stage.sessions[teacher.name]
-    values = [parameter.detach().clone() for parameter in trained]
+    values = [parameter.data for parameter in trained]
     with torch.no_grad():
         before = session(facts.batch)
         try:
             for parameter in trained:
-                parameter.add_(torch.randn_like(parameter))
+                parameter.data = parameter.data + torch.randn_like(parameter)  # not in place: a graph may need it
             after = session(facts.batch)
         finally:
             for parameter, value in zip(trained, values, strict=True):
-                parameter.copy_(value)
+                parameter.data = value
     pairs = zip((before.output, *before.features), (after.output, *after.features), strict=True)
     return not all(torch.equal(first, second) for first, second in pairs)
 
 
 def _compute_terms(facts: Facts) -> Iterator[str]:
     """Compute every term, and yield its problems."""
-    module = facts.module
-    outputs = module.run_students(facts.batch, facts.teacher_outputs)
     trained: set[Tensor] = set()
-    for term in module.terms:
+    for term in facts.module.terms:
         try:
             # As if the teacher had an output for each sample: a Past has them later.
-            inputs = term.gather_inputs(facts.batch, outputs, fill=True)
-            problem, projectors = _compute_term(facts, term, inputs, outputs)
+            inputs = term.gather_inputs(facts.batch, facts.outputs, fill=True)
+            problem, projectors = _compute_term(facts, term, inputs)
         except RecipeError as error:
             yield f"term {term.label!r}: {error}"
             continue
@@ -268,32 +263,25 @@ def _compute_terms(facts: Facts) -> Iterator[str]:
             tap = term.weighted.term.student
             trained.update(tap.module.parameters() if isinstance(tap, HeadTap) else ())
         # The plan shows the shapes of the outputs, not those of rows of positions.
-        whole = inputs if term.rows is None else term.whole_inputs(facts.batch, outputs, fill=True)
+        whole = inputs if term.rows is None else term.whole_inputs(facts.batch, facts.outputs, fill=True)
         facts.checked_terms.append(CheckedTerm(term, inputs, whole))
         facts.terms.append(summarize(term, whole, facts.taps, projectors))
-    facts.untrained_outputs = all(parameters_behind([outputs[net.name].output]) - trained for net in module.students)
+    outputs = [facts.outputs[net.name].output for net in facts.module.students]
+    facts.untrained_outputs = all(parameters_behind([output]) - trained for output in outputs)
 
 
-def _compute_term(
-    facts: Facts, term: BoundTerm, inputs: TermInputs, outputs: TeacherOutputs
-) -> tuple[str | None, Collection[ProjectorSummary]]:
+def _compute_term(facts: Facts, term: BoundTerm, inputs: TermInputs) -> tuple[str | None, Collection[ProjectorSummary]]:
     """Compute a term, add its notices, and return its problem, or None, and the projectors of its loss."""
-    batch = facts.batch
-
-    def cause_not_finite() -> str | None:
-        cause = cause_in_inputs(batch, has_unknown=facts.context.has_unknown)
-        of_term = {name: outputs[name] for name in (term.student_net.name, *term.teachers)}
-        return cause or cause_in_outputs(batch, of_term)
-
-    can_relabel = facts.context.has_labels and not batch.labels.is_floating_point()
+    labels = facts.batch.labels
+    can_relabel = facts.context.has_labels and not labels.is_floating_point()
     if can_relabel and compares_nothing(term, inputs):  # later samples have labels that it compares
-        inputs = term.gather_inputs(_labelled_batch(facts, term), outputs, fill=True)
-    shared = [*nested_tensors([(output.output, output.features) for output in outputs.values()]), batch.labels]
+        inputs = term.gather_inputs(_labelled_batch(facts, term), facts.outputs, fill=True)
+    shared = [*nested_tensors([(output.output, output.features) for output in facts.outputs.values()]), labels]
     counts = [*map(modifications, shared)]
     outputs_shape = as_tuple(inputs.student)[0].shape if term.student.is_output else None
     watch = WatchLosses(checks_targets=term.target is not None, outputs=outputs_shape)
     with _watch_projectors(term.loss) as projectors, watch:
-        check = TermCheck(term, inputs, term.loss_kwargs(inputs, facts.module.progress), cause_not_finite)
+        check = TermCheck(facts, term, inputs)
         problem = check.problem()
     facts.computes_ctc |= watch.calls_ctc
     if problem is None and counts != [*map(modifications, shared)]:
@@ -315,8 +303,7 @@ def _untrained_weights(facts: Facts, term: BoundTerm, check: TermCheck) -> Itera
     """Yield a notice if a loss has weights that no optimizer gets, such as a function that calls a projector."""
     if not isinstance(check.value, Tensor):  # it was not called, because no sample has a label
         return
-    teachers = (getattr(teacher, "module", None) for teacher in facts.stage.teachers)
-    of_teachers = chain.from_iterable(module.parameters() for module in teachers if isinstance(module, nn.Module))
+    of_teachers = chain.from_iterable(module.parameters() for module in facts.teacher_modules.values())
     of_loss = parameters_behind([check.value]) - parameters_behind(as_tuple(check.inputs.student))
     others = of_loss - {*facts.module.parameters(), *of_teachers}
     facts.untrained_weights[term.label] = others
@@ -372,7 +359,3 @@ def _labelled_batch(facts: Facts, term: BoundTerm) -> Batch:
     labels = facts.batch.labels
     numbers = torch.arange(labels.numel()) % len(compared)
     return replace(facts.batch, labels=compared[numbers].view_as(labels).to(labels))
-
-
-def _buffers(teacher: Any) -> Iterable[Tensor]:
-    return teacher.buffers() if isinstance(teacher, nn.Module) else ()

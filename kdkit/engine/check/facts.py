@@ -30,8 +30,10 @@ class Facts:
     """An open stage, a tiny batch, and what a dry run has shown so far.
 
     problems: what prevents a run. notices: see `Plan`. Without problems, the other facts are complete.
-    teacher_outputs, student_outputs: by name, of students in training mode. eval_outputs: of students in eval mode, if
-    anything uses them. checked_terms: without their inputs after the dry run. terms: a summary of each term.
+    teacher_modules: by name, of teachers that have one. teacher_outputs: by name. student_outputs: by name, in training
+    mode. eval_outputs: of students in eval mode, if anything uses them. outputs: of students, peers and teachers, with
+    features, from the pass that terms compare. checked_terms: without their inputs after the dry run. terms: a summary
+    of each term.
     untrained_outputs: whether the outputs of every student depend on parameters that no term trains.
     untrained_weights: by the label of a term, parameters that its loss uses and that the stage does not train.
     computes_ctc: whether a term calls the CTC loss of torch.
@@ -43,11 +45,14 @@ class Facts:
         self.stage, self.module, self.context = open_stage.stage, open_stage.module, open_stage.context
         of_teachers = [tap for taps in self.stage.teachers.values() for tap in taps]
         self.taps: tuple[TapLike, ...] = (*self.module.open_taps.taps, *of_teachers)
+        modules = {teacher.name: getattr(teacher, "module", None) for teacher in self.stage.teachers}
+        self.teacher_modules = {name: module for name, module in modules.items() if isinstance(module, nn.Module)}
         self.problems: list[str] = []
         self.notices: list[str] = []
         self.teacher_outputs: dict[str, TeacherOutput] = {}
         self.student_outputs: dict[str, Tensor] = {}
         self.eval_outputs: dict[str, Tensor] = {}
+        self.outputs: dict[str, TeacherOutput] = {}
         self.checked_terms: list[CheckedTerm] = []
         self.terms: list[TermSummary] = []
         self.untrained_outputs = False

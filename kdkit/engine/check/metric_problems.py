@@ -3,7 +3,7 @@
 import contextlib
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import product
 from typing import Any
@@ -21,6 +21,7 @@ from kdkit.errors import DataError, KdkitError
 from kdkit.losses.base import BuildContext
 from kdkit.metrics.base import Metric, MetricResult, NetworkReducing, PositionReducing, Predictions
 from kdkit.metrics.bootstrap import without_interval
+from kdkit.nets.net import Net
 from kdkit.recipe.recipe import Recipe
 
 _ROWS = 8
@@ -102,35 +103,33 @@ def metrics_of_unknown_labels(recipe: Recipe, context: BuildContext) -> Iterator
 
 
 def number_metric_problems(
-    recipe: Recipe, context: BuildContext, outputs: Mapping[str, Tensor], labels: Tensor
+    recipe: Recipe, context: BuildContext, net: Net[Any], output: Tensor, labels: Tensor
 ) -> Iterator[str]:
     """Yield the problems of metrics of numbers, whose labels and outputs may have any shape, such as packed ones.
 
-    outputs: of networks, by their names, in eval mode. labels: of the same samples.
+    output, labels: of a network in eval mode, and of the same samples.
     """
-    for name, output in outputs.items() if context.task == "regression" else ():
-        if output.is_complex():
-            yield (
-                f"net {name!r} has outputs of {output.dtype}, but metrics take real numbers: pass "
-                "Net(..., element=torch.view_as_real)"
-            )
+    if output.is_complex():
+        yield (
+            f"net {net.name!r} has outputs of {output.dtype}, but metrics take real numbers: pass "
+            "Net(..., element=torch.view_as_real)"
+        )
+        return
+    arrays: list[NDArray[Any]] = [labels.cpu().numpy(), output.detach().float().cpu().numpy()]
+    random = np.random.default_rng(0)
+    noise = [random.standard_normal((_ROWS, *array.shape[1:])) for array in arrays]
+    for metric in map(without_interval, recipe.metrics):
+        if isinstance(metric, NetworkReducing):
             continue
-        arrays: list[NDArray[Any]] = [labels.cpu().numpy(), output.detach().float().cpu().numpy()]
-        random = np.random.default_rng(0)
-        noise = [random.standard_normal((_ROWS, *array.shape[1:])) for array in arrays]
-        for metric in map(without_interval, recipe.metrics):
-            if isinstance(metric, NetworkReducing):
-                continue
-            # The labels of a few samples may be all alike, for which a metric of user code may raise.
-            reasons = [
-                _problem(
-                    metric,
-                    partial(_predictions, recipe.data, labels=truth, outputs=predicted, classes=context.classes),
-                )
-                for truth, predicted in (arrays, noise)
-            ]
-            if None not in reasons:
-                yield f"metric {metric.name!r} does not fit this data (regression) and net {name!r}: {reasons[0]}"
+        # The labels of a few samples may be all alike, for which a metric of user code may raise.
+        reasons = [
+            _problem(
+                metric, partial(_predictions, recipe.data, labels=truth, outputs=predicted, classes=context.classes)
+            )
+            for truth, predicted in (arrays, noise)
+        ]
+        if None not in reasons:
+            yield f"metric {metric.name!r} does not fit this data (regression) and net {net.name!r}: {reasons[0]}"
 
 
 def _problem(metric: Metric, predict: Callable[[], Predictions]) -> str | None:

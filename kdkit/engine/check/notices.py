@@ -73,6 +73,14 @@ def run_notices(facts: Facts, recipe: Recipe, validation: Batch) -> Iterator[str
     yield from filter(None, (conflict_of_inputs(net, recipe.data.preparation) for net in nets_of([facts.stage])))
 
 
+def recipe_notices(recipe: Recipe) -> Iterator[str]:
+    """Yield notices about a recipe that need no network to run."""
+    yield from _shared_nets(recipe.stages)
+    yield from _directions(recipe.metrics)
+    yield from _groups_in_two_splits(recipe.data)
+    yield from overlap_notices(recipe)
+
+
 def _large_outputs(facts: Facts, data: Data) -> Iterator[str]:
     """Yield a notice if the scores of all classes, such as of items or identities, take much memory in evaluations."""
     if facts.context.task == "regression" or facts.context.position_dims:
@@ -335,7 +343,7 @@ def _half_precision_weights(facts: Facts) -> Iterator[str]:
             )
 
 
-def direction_notices(metrics: Sequence[Metric]) -> Iterator[str]:
+def _directions(metrics: Sequence[Metric]) -> Iterator[str]:
     """Yield notices about user-defined metrics with the name of an error, which do not declare if lower is better."""
     for metric in map(without_interval, metrics):
         words = {*re.split("[^a-z]+", metric.name.lower())}
@@ -346,7 +354,7 @@ def direction_notices(metrics: Sequence[Metric]) -> Iterator[str]:
             )
 
 
-def group_notices(data: Data) -> Iterator[str]:
+def _groups_in_two_splits(data: Data) -> Iterator[str]:
     """Yield notices about groups of samples, such as patients, that are in the training data and in another split."""
     try:
         groups = groups_by_split(data)
@@ -378,7 +386,7 @@ def overlap_notices(recipe: Recipe) -> Iterator[str]:
             )
 
 
-def shared_net_notices(stages: Sequence[Stage]) -> Iterator[str]:
+def _shared_nets(stages: Sequence[Stage]) -> Iterator[str]:
     """Yield notices about networks that a later stage changes by training another network with shared parameters."""
     for net in nets_of(stages):
         if not isinstance(net.module, nn.Module):

@@ -98,40 +98,39 @@ def _is_about_classes(net: Net[Any], output: Tensor, facts: Facts) -> bool:
 def _columns_problem(net: Net[Any], output: Tensor, facts: Facts) -> str | None:
     """Return the problem of outputs whose shape does not fit the classes and the label positions, or None."""
     labels, context = facts.batch.labels, facts.context
-    classes, shape = net.classes or context.classes, _batch_shape(output.shape)
+    classes = net.classes or context.classes
+    has_outputs = f"net {net.name!r} has outputs of shape {_batch_shape(output.shape)}"
+    for_labels = f"{has_outputs} for labels of shape {_batch_shape(labels.shape)}"
     positions = labels.shape[labels.ndim - context.position_dims :]
     if context.position_dims and not context.has_labels:
         positions = output.shape[2:]
         if net.channels_last is None:
             return (
-                f"net {net.name!r} has outputs of shape {shape}, and there are no labels to tell which dimension has "
-                "the classes; pass Net(..., channels_last=True) if it is the last one, or False"
+                f"{has_outputs}, and there are no labels to tell which dimension has the classes; pass "
+                "Net(..., channels_last=True) if it is the last one, or False"
             )
     if context.task == "regression":  # losses and metrics of numbers compare shapes themselves, which may be packed
         return _order_problem(net, context)
     if (labels.ndim > 2 or positions) and output.ndim <= 2:
         by_class = "; if each class has a label, pass task='multilabel'" if labels.shape == output.shape else ""
         return (
-            f"net {net.name!r} has outputs of shape {shape} for labels of shape {_batch_shape(labels.shape)}, one per "
-            "pixel or token; return outputs per pixel or token from the network, or one label per sample from the data"
-            f"{by_class}"
+            f"{for_labels}, one per pixel or token; return outputs per pixel or token from the network, or one label "
+            f"per sample from the data{by_class}"
         )
     if output.shape[1:] == (len(classes), *positions):
         return None
     if positions and labels.ndim == output.ndim > 2 and output.shape[1:] == (*positions, len(classes)):
         return (
-            f"net {net.name!r} has outputs of shape {shape} for labels of shape {_batch_shape(labels.shape)}, whose "
-            f"second dimension has the classes; if the {output.shape[-1]} are the classes, pass "
+            f"{for_labels}, whose second dimension has the classes; if the {output.shape[-1]} are the classes, pass "
             f"Net(..., channels_last=True), which moves those of the outputs; if the {labels.shape[-1]} are, move "
             "those of the labels, labels.movedim(-1, 1)"
         )
     # Of classes in the last dimension, nothing but the positions of the labels says so.
     if positions and output.ndim == 2 + len(positions) and len(classes) in (output.shape[1], output.shape[-1]):
         return (
-            f"net {net.name!r} has outputs of shape {shape} for labels of shape {_batch_shape(labels.shape)}; give "
-            "them the same positions, for example with nn.functional.interpolate at the end of the network, or in a "
-            "function Net(..., element=...), or, if there are fewer labels, as for CTC, by padding these with the "
-            "ignore_index"
+            f"{for_labels}; give them the same positions, for example with nn.functional.interpolate at the end of the "
+            "network, or in a function Net(..., element=...), or, if there are fewer labels, as for CTC, by padding "
+            "these with the ignore_index"
         )
     advice = _class_advice(net, output, context)
     if labels.ndim == 2 and positions and not advice:
@@ -154,9 +153,8 @@ def _columns_problem(net: Net[Any], output: Tensor, facts: Facts) -> str | None:
         advice = f"; if outputs are embeddings instead of classes, pass task='regression'{advice}"
     owner = "its" if net.classes else "the data's"
     return (
-        f"net {net.name!r} has outputs of shape {shape}, but {owner} {len(classes)} classes need "
-        f"{_batch_shape((0, len(classes), *positions))}; give it as many outputs, or name their classes with "
-        f"Net(..., classes=...){advice}"
+        f"{has_outputs}, but {owner} {len(classes)} classes need {_batch_shape((0, len(classes), *positions))}; give "
+        f"it as many outputs, or name their classes with Net(..., classes=...){advice}"
     )
 
 

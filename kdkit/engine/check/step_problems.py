@@ -1,60 +1,48 @@
 """Find the problems of a training step: backward passes, optimizers and batch sizes that fail. Nothing is changed."""
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 from torch.optim import Optimizer as TorchOptimizer
 
 from kdkit.data.batch import Batch
 from kdkit.data.dataset import Data, LoaderSplit
 from kdkit.data.order import shard_rows, training_batch_sizes
+from kdkit.engine.check.facts import Facts
+from kdkit.engine.failures.network_errors import line_of_user_code
 from kdkit.engine.stage.batch_transform import BatchTransform, transformed
-from kdkit.engine.stage.module import temporary_training
+from kdkit.engine.stage.module import DistillationModule, temporary_training
 from kdkit.engine.stage.open_stage import OpenStage
 from kdkit.engine.stage.train_state import build_balancer, optimized_parameters
 from kdkit.errors import KdkitError, first_line
-from kdkit.recipe.balancing.base import WeightedSum
-from kdkit.recipe.optim import Optimizer
 from kdkit.utils import collectives
 from kdkit.utils.devices import Precision
+from kdkit.utils.memory import is_out_of_memory
+from kdkit.utils.modules import uncompiled
 
-_Gradients = dict[nn.Parameter, Tensor]
 
-
-def update_problems(open_stage: OpenStage, batch: Batch) -> Iterator[str]:
-    """Yield the problems of a backward pass for a tiny batch, with all weights 1, and of an optimizer step."""
-    module, training = open_stage.module, open_stage.stage.training
-    recomputing = [net.name for net in module.students if net.recompute]
+def update_problems(facts: Facts) -> Iterator[str]:
+    """Yield the problems of a step for a tiny batch, with all weights 1: of its backward pass and its optimizer."""
+    module, training = facts.module, facts.stage.training
     try:
         balancer = build_balancer(training, module)
-
-        def compute_gradients() -> None:
-            with open_stage.autocast():
-                losses = module(batch, open_stage.teacher_outputs(batch))
-            balancer(losses, dict.fromkeys(losses, 1.0), lambda total: total)
-
-        # The backward pass of a sum of finite terms with gradients cannot fail.
-        if type(training.balancing) is not WeightedSum or recomputing:
-            with temporary_training(module, [module]):
-                compute_gradients()
         named = optimized_parameters(module, balancer)
-        with temporary_training(module, [module]):
-            problem = _optimizer_problem(training.optimizer, named, module, compute_gradients)
-        yield from filter(None, [problem, _scaling_problem(named, open_stage.precision)])
+        optimizer = training.optimizer.build(named)
+        with temporary_training(module, [module]), warnings.catch_warnings(), uncompiled():  # compiling takes long
+            warnings.simplefilter("ignore")  # a run shows them
+            with facts.open_stage.autocast():
+                losses = module(facts.batch, facts.teacher_outputs)
+            balancer(losses, dict.fromkeys(losses, 1.0), lambda total: total)
+            problem = _optimizer_problem(optimizer)
+        yield from filter(None, [problem, _scaling_problem(named, facts.open_stage.precision)])
     except KdkitError as error:
         yield str(error)
-    except Exception as error:  # a user-defined balancer may raise anything
-        reason = f"{type(error).__name__}: {error}"
-        if recomputing:
-            yield (
-                f"the backward pass fails; modules that net {recomputing[0]!r} recomputes must not change their inputs "
-                f"in place, and must compute the same values in a second pass: {reason}"
-            )
-        else:
-            yield f"{training.balancing!r} fails in this stage: {reason}"
+    except Exception as error:  # user-defined networks, losses and balancers may raise anything
+        if is_out_of_memory(error):
+            raise
+        yield f"the backward pass with {training.balancing!r} fails: {_reason(error, module)}"
 
 
 def batch_problems(open_stage: OpenStage, data: Data, batch: Batch) -> Iterator[str]:
@@ -82,30 +70,49 @@ def batch_problems(open_stage: OpenStage, data: Data, batch: Batch) -> Iterator[
         yield f"{error}; the batches of an epoch have {numbers} samples: pass {remedy}"
 
 
-def _optimizer_problem(
-    options: Optimizer,
-    named: Sequence[tuple[str, nn.Parameter]],
-    module: nn.Module,
-    compute_gradients: Callable[[], None],
-) -> str | None:
+def _reason(error: Exception, module: DistillationModule) -> str:
+    """Return why a backward pass fails, with advice if there is any."""
+    recomputing = next((net.name for net in module.students if net.recompute), None)
+    advice = ""
+    if recomputing is not None:
+        advice = (
+            f"; modules that net {recomputing!r} recomputes must not change their inputs in place, and must compute "
+            "the same values in a second pass"
+        )
+    elif "backward through the graph a second time" in str(error):
+        advice = (
+            "; if a forward calls torch.autograd.grad, as for forces, pass create_graph=True in training: with "
+            "retain_graph=True alone, the result would not be trained"
+        )
+    return f"{type(error).__name__}: {first_line(error)}{line_of_user_code(error)}{advice}"
+
+
+def _optimizer_problem(optimizer: TorchOptimizer) -> str | None:
     """Return why an optimizer cannot step, which some only raise in their first step, or None. The step is undone.
 
-    module: holds the named parameters, which must not have gradients. compute_gradients: runs a backward pass; it is
-    called only if a step with zero gradients fails.
+    Optimizers skip parameters without a gradient, so only the smallest one of each kind in each group keeps its own:
+    the step then takes little time and memory.
     """
-    optimizer = options.build(named)
-    error = _step_error(optimizer, _zero_gradients(optimizer, module))
-    if error is not None:
-        # A network may have sparse gradients that none of its modules declares.
-        compute_gradients()
-        gradients = {parameter: parameter.grad for _, parameter in named if parameter.grad is not None}
-        error = _step_error(options.build(named), gradients)
-    if error is None:
-        return None
-    advice = ""
-    if "sparse" in str(error) or "dense" in str(error):
-        advice = "; torch.optim.SGD and Adagrad take both, and embeddings without sparse=True have dense gradients"
-    return f"{type(optimizer).__name__} cannot step: {first_line(error)}{advice}"
+    smallest: dict[tuple[object, ...], nn.Parameter] = {}
+    for index, group in enumerate(optimizer.param_groups):
+        for parameter in sorted(group["params"], key=torch.numel):
+            if parameter.grad is not None:
+                kind = index, parameter.grad.layout, parameter.dtype, parameter.device
+                if smallest.setdefault(kind, parameter) is not parameter:
+                    parameter.grad = None
+    before = {parameter: parameter.detach().clone() for parameter in smallest.values()}
+    try:
+        optimizer.step()
+    except Exception as error:  # the optimizer may be user-defined
+        advice = ""
+        if "sparse" in str(error) or "dense" in str(error):
+            advice = "; torch.optim.SGD and Adagrad take both, and embeddings without sparse=True have dense gradients"
+        return f"{type(optimizer).__name__} cannot step: {first_line(error)}{advice}"
+    finally:
+        with torch.no_grad():
+            for parameter, values in before.items():
+                parameter.copy_(values)
+    return None
 
 
 def _scaling_problem(named: Sequence[tuple[str, nn.Parameter]], precision: Precision) -> str | None:
@@ -131,43 +138,3 @@ def _train_on_single(open_stage: OpenStage, batch: Batch) -> None:
             module(batch, open_stage.teacher_outputs(batch))
         except Exception as error:  # user-defined networks and losses may raise anything
             raise KdkitError(f"a step fails for a batch of a single sample: {first_line(error)}") from error
-
-
-def _zero_gradients(optimizer: TorchOptimizer, module: nn.Module) -> _Gradients:
-    """Return a zero gradient for the smallest parameter of each kind in each group.
-
-    Optimizers skip parameters without a gradient, so the step takes little time and memory.
-    """
-    embeddings = [part for part in module.modules() if isinstance(part, nn.Embedding | nn.EmbeddingBag)]
-    sparse = {part.weight for part in embeddings if part.sparse}
-    smallest: dict[tuple[object, ...], nn.Parameter] = {}
-    for index, group in enumerate(optimizer.param_groups):
-        for parameter in sorted(group["params"], key=torch.numel):
-            smallest.setdefault((index, parameter in sparse, parameter.dtype, parameter.device), parameter)
-    gradients = {}
-    for parameter in smallest.values():
-        gradients[parameter] = torch.zeros_like(parameter)
-        if parameter in sparse:
-            no_rows = torch.zeros(0, dtype=torch.int64, device=parameter.device)
-            # Not torch.sparse_coo_tensor, of which torch 2.11 warns.
-            (gradients[parameter],) = torch.autograd.grad(F.embedding(no_rows, parameter, sparse=True).sum(), parameter)
-    return gradients
-
-
-def _step_error(optimizer: TorchOptimizer, gradients: _Gradients) -> Exception | None:
-    """Take a step with these gradients, restore the parameters, and return the error of the step, or None."""
-    before = {parameter: parameter.detach().clone() for parameter in gradients}
-    for parameter, gradient in gradients.items():
-        parameter.grad = gradient
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            optimizer.step()
-    except Exception as error:  # the optimizer may be user-defined
-        return error
-    finally:
-        with torch.no_grad():
-            for parameter, values in before.items():
-                parameter.copy_(values)
-                parameter.grad = None
-    return None

@@ -49,7 +49,7 @@ def time_steps(open_stage: OpenStage, data: Data, batch: Batch, *, budget: float
     """
     try:
         with temporary_training(open_stage.module, [open_stage.module]):
-            return _measure(open_stage, data, batch, _Steps(open_stage), ends=time.perf_counter() + budget)
+            return _measure(open_stage, data, batch, budget)
     except Exception:  # the dry run found no problem, so the cause is the batch size or the memory
         return None
 
@@ -77,64 +77,47 @@ def time_reading(data: Data, training: Training) -> float | None:
     return seconds * samples
 
 
-def _measure(open_stage: OpenStage, data: Data, batch: Batch, steps: "_Steps", *, ends: float) -> StepTimes | None:
+def _measure(open_stage: OpenStage, data: Data, batch: Batch, budget: float) -> StepTimes:
     """Time steps with a tiny batch, then with a batch as large as the time allows."""
+    ends = time.perf_counter() + budget
     training = open_stage.stage.training
     sizes = training_batch_sizes(data.train, training.batch_size)
     whole = sizes[0] if sizes else training.batch_size
     total = batches_per_epoch(data.train, training)
     tiny = transformed(data, batch.rows(torch.arange(min(len(batch), 4, whole))))
-    budget = ends - time.perf_counter()
+    count, peak = len(tiny), None
+    steps = _Steps(open_stage)
     try:
-        forward = steps.losses(tiny)[1]
+        _, seconds, teachers = steps.losses(tiny)
         # The backward pass and the update take about twice as long as the forward pass.
-        if 4 * forward.seconds > budget:
-            factor, of_teachers = whole / len(tiny) * total, sum(forward.teachers.values())
-            return StepTimes(
-                seconds=(3 * forward.seconds - 2 * of_teachers) * factor,
-                teachers={name: taken * factor for name, taken in forward.teachers.items()},
-                steps=total,
-                timed_samples=len(tiny),
-                peak_memory_bytes=None,
-                is_rough=True,
-            )
-        timed = small = steps.fastest(tiny, until=ends - 0.75 * budget)
-        affordable = len(tiny) * (ends - time.perf_counter()) / small.seconds
-        # The first step with a batch size is slower than later ones, so there should be time for two. If only a small
-        # part of a batch fits into the time, the step time is nearly proportional to the samples, so this suffices.
-        count = min(whole, max(int(affordable / 2), len(tiny)))
-        if count > len(tiny):
-            larger = transformed(data, batch.rows(torch.arange(count) % len(batch)))
-            memory.reset_peak(larger.labels.device)
-            timed = steps.fastest(larger, until=ends)
-        peak = memory.peak(batch.labels.device) if count == whole else None
-        if small.waited or timed.waited:
-            return None
+        is_rough = 4 * seconds > budget
+        if is_rough:
+            seconds = 3 * seconds - 2 * sum(teachers.values())
+        else:
+            seconds, teachers = steps.fastest(tiny, until=ends - 0.75 * budget)
+            affordable = count * (ends - time.perf_counter()) / seconds
+            # The first step with a batch size is slower than later ones, so there should be time for two.
+            count = min(whole, max(int(affordable / 2), count))
+            if count > len(tiny):
+                larger = transformed(data, batch.rows(torch.arange(count) % len(batch)))
+                memory.reset_peak(larger.labels.device)
+                seconds, teachers = steps.fastest(larger, until=ends)
+            peak = memory.peak(batch.labels.device) if count == whole else None
     finally:
         steps.undo()  # buffers, modes and random states are restored by `temporary_training`
-    # A step takes a constant time plus a time per sample; two batch sizes determine both. The first step with a size is
-    # slow, and may be the only one, so the time per sample is not taken from the difference alone: if there was no
-    # time for a whole batch, most of a step is spent on its samples.
-    proportional = timed.seconds / count
-    per_sample = (timed.seconds - small.seconds) / (count - len(tiny)) if count > len(tiny) else proportional
-    seconds = timed.seconds + min(max(per_sample, proportional / 2), proportional) * (whole - count)
-    factor = seconds / timed.seconds * total
+    # If only a part of a batch fits into the time, most of a step is spent on its samples.
+    factor = whole / count * total
     return StepTimes(
-        seconds=timed.seconds * factor,
-        teachers={name: taken * factor for name, taken in timed.teachers.items()},
+        seconds=seconds * factor,
+        teachers={name: taken * factor for name, taken in teachers.items()},
         steps=total,
         timed_samples=count,
         peak_memory_bytes=peak,
+        is_rough=is_rough,
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Step:
-    """The seconds of a step, and of each teacher in it. waited: whether other programs used the CPU during it."""
-
-    seconds: float
-    teachers: Mapping[str, float]
-    waited: bool = False
+_Times = tuple[float, dict[str, float]]  # the seconds of a step, and of each teacher in it
 
 
 class _Steps:
@@ -151,8 +134,8 @@ class _Steps:
         self.optimizer = training.optimizer.build(named)
         self.weights = module.weights(0.0)
 
-    def losses(self, batch: Batch) -> tuple[dict[str, Tensor], _Step]:
-        """Run a forward pass, and return the values of the terms and the time that it took."""
+    def losses(self, batch: Batch) -> tuple[dict[str, Tensor], float, dict[str, float]]:
+        """Run a forward pass, and return the values of the terms, and the seconds of the pass and of each teacher."""
         device = batch.labels.device
         outputs, teachers = {}, {}
         began = time.perf_counter()
@@ -163,30 +146,25 @@ class _Steps:
                     outputs[name] = session(batch)
                 teachers[name] = elapsed(teacher_began, device)
             losses = self.open_stage.module(batch, outputs)
-        return losses, _Step(elapsed(began, device), teachers)
+        return losses, elapsed(began, device), teachers
 
-    def run(self, batch: Batch) -> _Step:
+    def run(self, batch: Batch) -> _Times:
         """Train on a batch."""
-        losses, forward = self.losses(batch)
-        began, cpu_began = time.perf_counter(), time.process_time()
+        began = time.perf_counter()
+        losses, _, teachers = self.losses(batch)
         self.balancer(losses, self.weights, lambda total: total)
         self.optimizer.step()
         for parameter in self.parameters:
             parameter.grad = None
-        seconds = elapsed(began, batch.labels.device)
-        # A backward pass on a CPU does not wait for anything, unlike teachers, which may call a service. Clocks can be
-        # coarse.
-        is_long = batch.labels.device.type == "cpu" and seconds > 0.05
-        waited = is_long and time.process_time() - cpu_began < 0.5 * seconds
-        return _Step(forward.seconds + seconds, forward.teachers, waited)
+        return elapsed(began, batch.labels.device), teachers
 
-    def fastest(self, batch: Batch, *, until: float) -> _Step:
+    def fastest(self, batch: Batch, *, until: float) -> _Times:
         """Return the fastest of a few steps; no step is started that is expected to end after `until`."""
         best = self.run(batch)
         for _ in range(_MOST_STEPS - 1):
-            if time.perf_counter() + best.seconds > until:
+            if time.perf_counter() + best[0] > until:
                 break
-            best = min(best, self.run(batch), key=lambda step: step.seconds)
+            best = min(best, self.run(batch), key=lambda times: times[0])
         return best
 
     def undo(self) -> None:

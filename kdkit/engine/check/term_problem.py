@@ -1,16 +1,18 @@
 """Find the problem of a term from its inputs for a tiny batch."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from kdkit.engine.check.facts import Facts
 from kdkit.engine.check.plan import describe_shape
 from kdkit.engine.check.probabilities import student_problem, target_problem
 from kdkit.engine.failures.network_errors import device_advice, line_of_user_code
+from kdkit.engine.failures.not_finite import cause_in_inputs, cause_in_outputs
 from kdkit.engine.stage.term_inputs import TermInputs
 from kdkit.engine.stage.terms import BoundTerm
 from kdkit.errors import KdkitError, first_line
@@ -41,17 +43,11 @@ def compares_nothing(term: BoundTerm, inputs: TermInputs) -> bool:
 
 
 class TermCheck:
-    """Checks a term with the inputs of its loss. Each check needs the earlier ones to find no problem.
+    """Checks a term with the inputs of its loss. Each check needs the earlier ones to find no problem."""
 
-    kwargs: the extra arguments of the loss. cause_not_finite: returns the reason for a value that is not finite if it
-    lies in the data or in a teacher.
-    """
-
-    def __init__(
-        self, term: BoundTerm, inputs: TermInputs, kwargs: Mapping[str, Any], cause_not_finite: Callable[[], str | None]
-    ) -> None:
-        self.term, self.inputs, self.kwargs = term, inputs, kwargs
-        self.cause_not_finite = cause_not_finite
+    def __init__(self, facts: Facts, term: BoundTerm, inputs: TermInputs) -> None:
+        self.facts, self.term, self.inputs = facts, term, inputs
+        self.kwargs = term.loss_kwargs(inputs, facts.module.progress)
         self.target = inputs.target_or_labels()
         self.shapes = f"student {describe_shape(inputs.student)} and target {describe_shape(self.target)}"
         self.loss, self.student = describe_loss(term.loss), repr(term.student_net.name)
@@ -220,7 +216,9 @@ class TermCheck:
     def _value_problem(self, value: Tensor) -> str | None:
         """Return the problem of a value that is not finite or always zero, or None."""
         if not torch.isfinite(value):
-            cause = self.cause_not_finite()
+            outputs = {name: self.facts.outputs[name] for name in (self.term.student_net.name, *self.term.teachers)}
+            cause = cause_in_inputs(self.facts.batch, has_unknown=self.facts.context.has_unknown)
+            cause = cause or cause_in_outputs(self.facts.batch, outputs)
             return f"{self.loss} is {value.item()} at the first step{'' if cause is None else f': {cause}'}"
         # Zero is right for a batch without labels. A loss with extra arguments may be zero for this batch alone, for
         # example because a mask selects none of its samples, or because the progress is 0.
@@ -260,27 +258,20 @@ class _WatchBroadcast(TorchFunctionMode):
 
     def __init__(self, student: TensorOrTuple, target: TensorOrTuple) -> None:
         super().__init__()
-        self.shape = _broadcast_shape(student, target)
-        self.sides = () if self.shape is None else (as_tuple(student)[0].shape, as_tuple(target)[0].shape)
+        self.shape: tuple[int, ...] | None = None
         self.is_broadcast = False
+        if isinstance(student, Tensor) and isinstance(target, Tensor) and student.ndim != target.ndim:
+            self.sides = {student.shape, target.shape}
+            with suppress(RuntimeError):  # they cannot be broadcast
+                shape: torch.Size = torch.broadcast_shapes(*self.sides)  # type: ignore[no-untyped-call]  # untyped
+                self.shape = tuple(shape) if shape.numel() > max(student.numel(), target.numel()) else None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call a torch function, and note whether it broadcasts the sides."""
         result = func(*args, **(kwargs or {}))
         if self.shape is not None:
-            shapes = [value.shape for value in (*args, *(kwargs or {}).values()) if isinstance(value, Tensor)]
+            shapes = {value.shape for value in (*args, *(kwargs or {}).values()) if isinstance(value, Tensor)}
             # Loss functions return a scalar, and the functions that they call are watched too.
-            is_pair = set(self.sides) <= set(shapes)
+            is_pair = self.sides <= shapes
             self.is_broadcast |= is_pair and isinstance(result, Tensor) and result.shape in (self.shape, ())
         return result
-
-
-def _broadcast_shape(student: TensorOrTuple, target: TensorOrTuple) -> tuple[int, ...] | None:
-    """Return the shape that two tensors broadcast to if it is larger than both, as for (N, 1) and (N,), or None."""
-    if isinstance(student, tuple) or isinstance(target, tuple) or student.ndim == target.ndim:
-        return None
-    try:
-        shape: torch.Size = torch.broadcast_shapes(student.shape, target.shape)  # type: ignore[no-untyped-call]  # untyped
-    except RuntimeError:  # they cannot be broadcast
-        return None
-    return tuple(shape) if shape.numel() > max(student.numel(), target.numel()) else None

@@ -31,7 +31,7 @@ def validation_problems(
     """Yield why a network fails for validation samples, has no output for each class, or outputs without a metric.
 
     Inputs of the form of those of training are not tried, unless metrics of numbers need their outputs, or a metric
-    runs the network. Test samples are tried if the form of their inputs is another one.
+    runs the network. Test samples are tried if their form is another one.
     batches: tiny ones of training, validation and test on the device, the first as the data's `batch_transform` has
     changed it.
     """
@@ -57,7 +57,7 @@ def validation_problems(
         else:
             yield from filter(None, [classes_problem(net, tuple(outputs.shape), data, recipe.metrics, split)])
             if is_regression:
-                yield from number_metric_problems(recipe, context, {net.name: outputs}, batch.labels)
+                yield from number_metric_problems(recipe, context, net, outputs, batch.labels)
             yield from _problems_of_running(running, net, batch, precision)
 
 

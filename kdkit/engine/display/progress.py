@@ -1,14 +1,11 @@
 """The state of a run that the live view shows, updated from callback events."""
 
 import math
-from collections import deque
 from dataclasses import dataclass, field
 from typing import Literal
 
 from kdkit.plugins.events import EpochEnded, RunStarted, StageStarted, StepEnded
 from kdkit.utils.printable import printable
-
-_RATES = 20  # redraws over which the speed is averaged
 
 
 @dataclass(slots=True)
@@ -74,8 +71,7 @@ class RunProgress:
         self.epoch_began = 0.0
         self._first_batch = 0  # of the current epoch; above 0 if it was resumed
         self._epoch_seconds: float | None = None  # of the last whole epoch, including its validation
-        self._rates: deque[tuple[float, int]] = deque(maxlen=_RATES)  # time and batch of redraws in this epoch
-        self._rate: float | None = None
+        self._rate: float | None = None  # batches per second
 
     def start(self, event: RunStarted) -> None:
         """List the stages."""
@@ -143,15 +139,13 @@ class RunProgress:
         self._begin_epoch(0, now)
 
     def samples_per_second(self, now: float) -> float | None:
-        """Return the recent training speed, or batches per second if the number of samples is unknown."""
+        """Return the training speed in this epoch, or batches per second if the number of samples is unknown."""
         stage = self.current
         if stage is None or stage.state != "running":
             return None
-        if stage.batch < stage.batches:  # no batches are trained during validation
-            self._rates.append((now, stage.batch))
-            (first_time, first_batch), (last_time, last_batch) = self._rates[0], self._rates[-1]
-            if last_batch > first_batch and last_time > first_time:
-                self._rate = (last_batch - first_batch) / (last_time - first_time)
+        trained, seconds = stage.batch - self._first_batch, now - self.epoch_began
+        if trained > 0 and stage.batch < stage.batches and seconds > 0:  # no batches are trained during validation
+            self._rate = trained / seconds
         if self._rate is None or stage.samples is None:
             return self._rate
         return self._rate * stage.samples / stage.batches
@@ -181,5 +175,3 @@ class RunProgress:
 
     def _begin_epoch(self, batch: int, now: float) -> None:
         self._first_batch, self.epoch_began = batch, now
-        self._rates.clear()
-        self._rates.append((now, batch))

@@ -87,30 +87,25 @@ class _Lines:
         return [*above, self._stages(), *after_run, *position, *after_position, *terms]
 
     def _stages(self) -> Text:
-        """Return the stages in order: with their best values if these fit, otherwise names only or folded."""
-        for names_only in (False, True):
-            line = self._joined([self._stage(stage, names_only=names_only) for stage in self.progress.stages])
-            if line.cell_len <= self.width:
-                return line
-        return self._folded_stages()
-
-    def _folded_stages(self) -> Text:
-        """Return the current stage between the numbers of finished and waiting stages."""
-        stages, current = self.progress.stages, self.progress.current
-        parts = []
+        """Return the stages in order. If they do not fit, those that are done and that wait are counted."""
+        stages = self.progress.stages
+        line = self._joined([self._stage(stage) for stage in stages])
+        if line.cell_len <= self.width:
+            return line
+        parts: list[Text] = []
         for state in ("done", "running", "waiting"):
             in_state = [stage for stage in stages if stage.state == state]
-            if state == "running" and current in in_state:
-                parts.append(self._stage(in_state[0], names_only=True))
+            if state == "running":
+                parts += map(self._stage, in_state)
             elif in_state:
                 parts.append(Text(f"{self.glyphs.symbols[state]} {len(in_state)} {state}", style=_STYLES[state]))
         return self._joined(parts)
 
-    def _stage(self, stage: ShownStage, *, names_only: bool) -> Text:
+    def _stage(self, stage: ShownStage) -> Text:
         style = _STYLES[stage.state]
         symbol = (f"{self.glyphs.symbols[stage.state]} ", style)
         part = Text.assemble(symbol, (stage.name, "dim" * (stage.state == "waiting")))
-        if stage.best is not None and not names_only and not math.isnan(stage.best):
+        if stage.best is not None and not math.isnan(stage.best):
             part.append(f" {format_number(stage.best)}", style)
         return part
 

@@ -25,7 +25,10 @@ def located(position: str | Callable[[], str], folder: Path | None) -> Iterator[
         ended = explain_ended_worker(error, f"a batch that workers read ahead in {location}")
         if ended is not None:
             raise ended from error
-        advice = index_advice(error) or _backward_advice(error)
+        advice = index_advice(error)
+        is_of_compiler = type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
+        if is_of_compiler or "torch.compile" in str(error):  # for example, for second derivatives
+            advice = "; torch.compile does not take all networks: run without it"
         error.add_note(f"kdkit: raised by code of the recipe or a library that it uses, in {location}{advice}")
         if folder is not None:
             error.add_note(
@@ -33,16 +36,3 @@ def located(position: str | Callable[[], str], folder: Path | None) -> Iterator[
                 f"recipe): kdkit run FILE --out {folder} --resume, or kdkit.run(..., out={str(folder)!r}, resume=True)"
             )
         raise
-
-
-def _backward_advice(error: Exception) -> str:
-    """Return advice if torch.compile fails, such as for second derivatives, or if a forward frees the graph, or ""."""
-    if "backward through the graph a second time" in str(error):
-        return (
-            "; if a forward calls torch.autograd.grad, as for forces, pass create_graph=True in training: with "
-            "retain_graph=True alone, the result would not be trained"
-        )
-    is_of_compiler = type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
-    if not is_of_compiler and "torch.compile" not in str(error):
-        return ""
-    return "; torch.compile does not take all networks: run without it"

@@ -137,7 +137,7 @@ def test_networks_that_do_not_fit_are_a_problem_of_the_stage():
             raise torch.OutOfMemoryError(OUT_OF_MEMORY)
 
     (problem,) = kdkit.check(recipe(Large())).problems
-    assert problem.startswith("stage 'second': it does not fit into memory, even without gradients; cpu has ")
+    assert problem.startswith("stage 'second': a step with a few samples does not fit into memory; cpu has ")
     assert OUT_OF_MEMORY in problem
 
 

@@ -311,7 +311,7 @@ def test_the_float_net_teaches_an_int8_graph_whose_weights_were_spoilt(int8, mon
     spoilt = graph.to_model({"com.microsoft": 1})
 
     def difference(model):
-        return reference.numeric_gate(runner.open(model.SerializeToString()), None).differences["real"]
+        return reference.numeric_gate(runner.open(model.SerializeToString()), None).largest_differences["real"]
 
     source.options = replace(FAST, finish_epochs=5)
     monkeypatch.setattr(source, "recipe", replace(source.recipe, metrics=(SizeOfWeights(), *source.recipe.metrics)))
@@ -584,7 +584,7 @@ def test_a_single_batch_of_outputs_that_are_no_numbers_misses_the_numeric_gate(i
         return outputs * np.float32(math.nan) if len(calls) == 2 else outputs
 
     gate = Reference(source).numeric_gate(model, 1e-4)
-    assert math.isnan(gate.differences["real"])
+    assert math.isnan(gate.largest_differences["real"])
     assert not gate.passed
 
 

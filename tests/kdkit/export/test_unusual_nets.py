@@ -86,7 +86,7 @@ def test_masks_of_infinity_and_batches_of_any_size_pass_the_gates(attending, exp
         warnings.simplefilter("error")  # also those of torch and numpy about the numbers of a mask
         attempt = Attempt.best_of(source, reference, exporter(), weights)
     assert attempt.passed
-    assert all(math.isfinite(difference) for difference in attempt.numeric.differences.values())
+    assert all(math.isfinite(difference) for difference in attempt.numeric.largest_differences.values())
     assert [entry["shape"][0] for entry in attempt.metadata["inputs"]] == ["batch", "batch"]
     assert attempt.metadata["output"]["name"] == "outputs_"
     model = attempt.exporter.open(attempt.content)
@@ -240,7 +240,7 @@ def test_a_net_that_takes_multiples_of_a_size_is_exported_for_all_of_them(tmp_pa
     attempt = Attempt.best_of(source, Reference(source), Pt2Exporter(), weights)
     assert attempt.passed
     assert attempt.metadata["inputs"][0]["shape"] == ["batch", 1, "height", "width"]
-    assert attempt.numeric.differences["other sizes"] <= 1e-6
+    assert attempt.numeric.largest_differences["other sizes"] <= 1e-6
 
 
 def test_a_net_whose_view_takes_a_part_of_the_inputs_is_converted():
@@ -355,7 +355,7 @@ def test_the_unit_of_a_regression_changes_neither_gate(scale, shift, weight):
     assert reference.metric_gate(rounded, 0.5).passed
     spoilt = reference.metric_gate(lambda inputs: (rounded(inputs) - shift) * 0.95 + shift, 0.5)
     assert not spoilt.passed
-    assert dict((score.metric, score.points > 5) for score in spoilt.scores)["mse"]
+    assert spoilt.scores["mse"].points_lost > 5
 
 
 @pytest.mark.parametrize("exporter", [Pt2Exporter(), OnnxExporter()])
@@ -366,7 +366,7 @@ def test_numbers_of_a_float64_network_are_not_rounded_in_the_gate_of_metrics(exp
     nn.init.ones_(source.net.module.weight)
     nn.init.zeros_(source.net.module.bias)
     gate = Reference(source).metric_gate(exporter.open(exporter.export(source).content), 0.5)
-    assert [(score.network, score.export) for score in gate.scores] == [(0, 0)]
+    assert [(score.network, score.export) for score in gate.scores.values()] == [(0, 0)]
 
 
 def test_a_type_that_a_format_does_not_have_is_named():
@@ -450,9 +450,9 @@ def test_random_inputs_of_a_gate_are_those_that_a_network_takes(module, kinds):
     source = source_of(module, TorchData(rows, rows, classes=3))
     exporter = Pt2Exporter()
     gate = Reference(source).numeric_gate(exporter.open(exporter.export(source).content), 1e-4)
-    assert len(gate.differences) == kinds
-    assert ("random" in gate.differences) == (module is not Counted)
-    assert gate.differences["real"] < 1e-4
+    assert len(gate.largest_differences) == kinds
+    assert ("random" in gate.largest_differences) == (module is not Counted)
+    assert gate.largest_differences["real"] < 1e-4
 
 
 def test_values_without_a_number_do_not_change_a_range():

@@ -196,7 +196,8 @@ def problems_of(module, recompute):
     data, student = tiny_data(), Net("student", module, recompute=recompute)
     with OpenStage(Stage({student: plain_goal()}, Training(epochs=1)), build_context(data), CPU) as stage:
         batch = data.train.batch(torch.arange(4), 0)
-        return dry_run(stage, batch).problems or [*update_problems(stage, batch)]
+        facts = dry_run(stage, batch)
+        return facts.problems or [*update_problems(facts)]
 
 
 def test_a_module_that_is_never_called_cannot_be_recomputed():

@@ -101,18 +101,6 @@ def test_only_a_forward_pass_of_a_slow_network_is_timed(options):
     assert Slow.passes == passes + 2  # one that shows how slow it is, and one that is counted
 
 
-def test_steps_that_wait_for_the_cpu_give_no_time(options):
-    class Waiting(Mlp):
-        def forward(self, inputs):
-            outputs = super().forward(inputs)
-            if outputs.requires_grad:
-                outputs.register_hook(lambda gradient: time.sleep(0.06))  # as in a process that is not scheduled
-            return outputs
-
-    (estimate,) = check(one_stage(Net("student", Waiting()), plain_goal()), estimate=options).estimates
-    assert estimate.times is None
-
-
 def test_estimates_leave_networks_and_random_numbers_as_they_were(options):
     recipe = distilled()
     nets = check(recipe).nets

@@ -91,6 +91,16 @@ def test_a_step_that_is_tried_changes_no_weight_and_no_gradient(optimizer):
     assert torch.equal(random, torch.get_rng_state())
 
 
+def test_a_network_that_changes_what_its_backward_pass_needs_is_refused():
+    class Changing(nn.Linear):
+        def forward(self, inputs):
+            outputs = super().forward(inputs).exp()
+            return outputs.add_(1)
+
+    (problem,) = kdkit.check(one_stage(Net("student", Changing(4, 3)), plain_goal())).problems
+    assert problem.startswith("stage 'student': the backward pass with WeightedSum() fails: RuntimeError: one of the")
+
+
 class Words(nn.Module):
     """A bag of words with sparse gradients, which `hidden` computes by a function instead of a module."""
 
