@@ -193,6 +193,6 @@ def test_a_tensor_that_cannot_be_copied_is_refused_and_nothing_is_loaded(kind, t
     module = nn.Linear(4, 3)
     before = module.bias.clone()
     # From torch 2.15 on, a nested tensor is not read at all.
-    with pytest.raises(RecipeError, match="do not fit net 'student': the file has 'weight'|_rebuild_nested_tensor"):
+    with pytest.raises(RecipeError, match=r"do not fit net 'student': the file has 'weight'|_rebuild_nested_tensor"):
         Net("student", module, weights=tmp_path / "odd.pt")
     assert torch.equal(module.bias, before)
