@@ -55,7 +55,8 @@ def main() -> None:
     warnings.formatwarning = format_printable
     sys.excepthook = lambda *error: echo("".join(traceback.format_exception(*error)).rstrip("\n"), err=True)
     code = call(sys.argv[1:])
-    gc.freeze()  # otherwise Python searches all objects of torch for cycles as it exits, which takes about a second
+    if "triton" not in sys.modules:  # from triton 3.9 on, it prints which of its objects are not freed
+        gc.freeze()  # otherwise Python searches all objects of torch for cycles as it exits, which takes about a second
     sys.exit(code)
 
 

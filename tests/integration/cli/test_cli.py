@@ -798,6 +798,7 @@ def test_python_m_kdkit_runs_the_command_line(kdkit_process, write_recipe):
     done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=120, check=False)
     assert done.returncode == 0, done
     assert "no problems found" in done.stdout
+    assert all(line.endswith(" ...") for line in done.stderr.splitlines()), done.stderr  # nothing at the exit
     script = Path(sys.executable).with_name("kdkit")
     if script.exists():  # if kdkit is installed, and not only on the path
         done = subprocess.run([script, "--version"], capture_output=True, text=True, check=True, env=environment())
