@@ -1,7 +1,7 @@
 """Open a teacher for a stage. A network becomes a frozen teacher: in eval mode and without gradients."""
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -75,9 +75,11 @@ class Frozen(TeacherSession):
 
     def __call__(self, batch: Batch) -> TeacherOutput:
         """Return the output and the features for this batch."""
-        is_training = any(part.training for part in self._parts)
-        with eval_mode(self.net.module) if is_training else nullcontext():
-            return self._run(batch)
+        for part in self._parts:
+            if part.training:
+                with eval_mode(self.net.module):
+                    return self._run(batch)
+        return self._run(batch)
 
     @torch.no_grad()
     def dry_run(self, batch: Batch) -> Sequence[TapLike]:
