@@ -17,6 +17,7 @@ from kdkit.engine.stage.module import DistillationModule, temporary_training
 from kdkit.engine.stage.open_stage import OpenStage
 from kdkit.engine.stage.train_state import build_balancer, optimized_parameters
 from kdkit.errors import KdkitError, first_line
+from kdkit.recipe.balancing.base import unscaled
 from kdkit.utils import collectives
 from kdkit.utils.devices import Precision
 from kdkit.utils.memory import is_out_of_memory
@@ -34,7 +35,7 @@ def update_problems(facts: Facts) -> Iterator[str]:
             warnings.simplefilter("ignore")  # a run shows them
             with facts.open_stage.autocast():
                 losses = module(facts.batch, facts.teacher_outputs)
-            balancer(losses, dict.fromkeys(losses, 1.0), lambda total: total)
+            balancer(losses, dict.fromkeys(losses, 1.0), unscaled)
             problem = _optimizer_problem(optimizer)
         yield from filter(None, [problem, _scaling_problem(named, facts.open_stage.precision)])
     except KdkitError as error:

@@ -15,6 +15,7 @@ from kdkit.engine.stage.module import temporary_training
 from kdkit.engine.stage.open_stage import OpenStage
 from kdkit.engine.stage.train_state import build_balancer, optimized_parameters
 from kdkit.engine.stage.training_batches import batches_per_epoch
+from kdkit.recipe.balancing.base import unscaled
 from kdkit.recipe.training import Training
 from kdkit.utils import memory
 from kdkit.utils.devices import elapsed
@@ -152,7 +153,7 @@ class _Steps:
         """Train on a batch."""
         began = time.perf_counter()
         losses, _, teachers = self.losses(batch)
-        self.balancer(losses, self.weights, lambda total: total)
+        self.balancer(losses, self.weights, unscaled)
         self.optimizer.step()
         for parameter in self.parameters:
             parameter.grad = None

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from kdkit.engine.stage.open_stage import OpenStage
 from kdkit.errors import RecipeError
 from kdkit.nets.moving_average import MovingAverage
 from kdkit.nets.net import Net
-from kdkit.recipe.balancing.base import Balancer, TrainedParameters
+from kdkit.recipe.balancing.base import Balancer, Scale, TrainedParameters, unscaled
 from kdkit.recipe.optim import Scheduler
 from kdkit.recipe.training import Training
 from kdkit.teachers.base import observers
@@ -101,11 +102,7 @@ class TrainState:
         weights = self.weights() if weights is None else weights
         if rank_weight != 1.0:
             losses = {label: loss * rank_weight for label, loss in losses.items()}
-
-        def scale(total: Tensor) -> Tensor:
-            mean = total if divisor == 1 else total / divisor
-            return mean if self.scaler is None else self.scaler.scale(mean)
-
+        scale: Scale = unscaled if divisor == 1 and self.scaler is None else partial(self._scaled, divisor)
         if self.gradient_stats is not None and self.gradient_stats.due(self.updates):
             self.gradient_stats.add(losses, weights, scale)
         self.balancer(losses, weights, scale)
@@ -201,6 +198,10 @@ class TrainState:
         if self.gradient_stats is not None and state["gradient_stats"] is not None:
             self.gradient_stats.load_state_dict(state["gradient_stats"])
         self.module.progress.fill_(self.progress)
+
+    def _scaled(self, divisor: float, loss: Tensor) -> Tensor:
+        mean = loss if divisor == 1 else loss / divisor
+        return mean if self.scaler is None else self.scaler.scale(mean)
 
     def _step_optimizer(self) -> bool:
         """Call the optimizer, by the scaler if there is one. Returns False if the scaler skipped the call."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import reduce
+from functools import lru_cache, reduce
 from operator import add
 from typing import Any, Protocol, runtime_checkable
 
@@ -10,6 +10,11 @@ import torch
 from torch import Tensor, nn
 
 Scale = Callable[[Tensor], Tensor]
+
+
+def unscaled(loss: Tensor) -> Tensor:
+    """Return a loss unchanged: the scale of a step in full precision whose gradients are not accumulated."""
+    return loss
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,5 +111,25 @@ class WeightedSum(Balancing, Balancer):
 
     def __call__(self, terms: Mapping[str, Tensor], weights: Mapping[str, float], scale: Scale) -> None:
         """Add the gradients of the weighted sum."""
+        trained = {label: term for label, term in terms.items() if term.requires_grad}
+        if scale is unscaled and trained:
+            # The sum is not computed: in a small step, its products and their gradients would take much of the time.
+            gradients = [_gradient_of_sum(weights[label], term) for label, term in trained.items()]
+            torch.autograd.backward([*trained.values()], gradients)
+            return
         total = reduce(add, [term * weights[label] for label, term in terms.items()])
         scale(total).backward()  # type: ignore[no-untyped-call]  # torch leaves backward untyped
+
+
+def _gradient_of_sum(weight: float | Tensor, term: Tensor) -> Tensor:
+    """Return the gradient of the weighted sum with respect to a term: its weight, a scalar in the dtype of the term."""
+    if isinstance(weight, Tensor):
+        return weight.to(term.dtype)
+    if term.is_cuda and torch.cuda.is_current_stream_capturing():
+        return torch.full_like(term, weight)  # a graph must own all tensors that it reads
+    return _scalar(weight, term.dtype, term.device)
+
+
+@lru_cache
+def _scalar(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.full((), value, dtype=dtype, device=device)  # unlike torch.tensor, does not wait for the device

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from kdkit.recipe.balancing import Balancer, Balancing, CAGrad, GradNorm, PCGrad, UncertaintyWeighting, WeightedSum
+from kdkit.recipe.balancing.base import unscaled
 
 
 def terms_of(weight):
@@ -42,6 +43,35 @@ def test_a_term_of_weight_zero_contributes_no_gradient():
     weight = torch.tensor([1.0], requires_grad=True)
     WeightedSum()(terms_of(weight), {"truth": 1.0, "teacher": 0.0}, lambda total: total)
     assert weight.grad.item() == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("as_tensors", [False, True])
+def test_gradients_of_an_unscaled_step_are_those_of_the_sum_to_the_bit(dtype, as_tensors):
+    generator = torch.Generator().manual_seed(0)
+    value = torch.randn(50, generator=generator)
+    weights = {"truth": 0.3, "teacher": 0.7, "off": 0.0, "constant": 1.0}
+    if as_tensors:
+        weights = {label: torch.tensor(weight) for label, weight in weights.items()}
+
+    def gradient(scale):
+        weight = value.to(dtype, copy=True).requires_grad_()
+        outputs = weight.exp()
+        terms = {
+            "truth": outputs.tanh().sum(),
+            "teacher": (outputs.float() ** 2).mean(),
+            "off": outputs.sum(),
+            "constant": torch.tensor(1.0),
+        }
+        WeightedSum()(terms, weights, scale)
+        return weight.grad
+
+    assert torch.equal(gradient(unscaled), gradient(lambda total: total))
+
+
+def test_terms_without_a_graph_have_no_gradient():
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        WeightedSum()({"truth": torch.tensor(1.0)}, {"truth": 1.0}, unscaled)
 
 
 def test_the_sum_has_no_state():
