@@ -81,21 +81,23 @@ class _StageInPlan:
         return StageGraph(name=self.stage.name, facts=" · ".join(facts), lessons=lessons)
 
     def _lesson(self, net: Net[Any]) -> Lesson:
-        sources: dict[str, Source] = {}
+        sources: dict[tuple[str | None, bool], Source] = {}
         for term in self.stage_plan.terms:
             if term.student_net == net.name:
-                name = term.teacher or ""  # no network has an empty name
-                if name not in sources:
-                    sources[name] = self._source(name)
-                sources[name].terms.append(term)
+                source = term.teacher, not term.target
+                if source not in sources:
+                    sources[source] = self._source(*source)
+                sources[source].terms.append(term)
         earlier = self._trained_in(net.name)
         before = () if earlier is None else (f"continues from stage {earlier + 1}",)
         box = Box(name=net.name, net=net.name, lines=(*self._facts_of(net), *before))
         return Lesson(student=box, sources=tuple(sources.values()))
 
-    def _source(self, name: str) -> Source:
-        """Return a teacher by its name, or the labels for an empty name."""
-        if not name:
+    def _source(self, name: str | None, is_own_loss: bool) -> Source:
+        """Return a teacher by its name, the loss that the network computes itself, or the labels."""
+        if is_own_loss:
+            return Source(box=Box(name="own loss", net=None, lines=("computed by the network",)))
+        if name is None:
             task, classes = self.plan.context.task, describe_count(len(self.plan.context.classes), "class", "classes")
             lines = (task,) if task == "regression" else (task, classes)
             return Source(box=Box(name=LABELS, net=None, lines=lines))

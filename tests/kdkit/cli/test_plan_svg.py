@@ -6,7 +6,22 @@ from xml.etree import ElementTree
 import pytest
 from torch import nn
 
-from kdkit import Ema, LinearRamp, Match, Net, Past, Peer, Recipe, Stage, Tap, Teachers, Training, check
+from kdkit import (
+    Ema,
+    LinearRamp,
+    Match,
+    Net,
+    Past,
+    Peer,
+    Recipe,
+    Stage,
+    Tap,
+    Teachers,
+    Training,
+    Truth,
+    check,
+    model_loss,
+)
 from kdkit.cli.plan_svg import draw_plan
 from kdkit.cli.svg import fitting, text_width
 from kdkit.engine.options import RunOptions
@@ -53,6 +68,28 @@ def test_all_kinds_of_teachers_are_drawn():
     shown = texts(drawn(Recipe(data=tiny_data(), schedule=[Stage({student: terms, other: plain_goal()}, TRAINING)])))
     for text in ("first and second", "Teachers", "at the same step", "moving average", "at the last epoch"):
         assert text in shown, shown
+
+
+class WithLoss(nn.Module):
+    """A network that returns its outputs and the loss that it computes."""
+
+    def __init__(self, outputs):
+        super().__init__()
+        self.layer = outputs
+
+    def forward(self, inputs):
+        outputs = self.layer(inputs)
+        return {"outputs": outputs, "loss": outputs.square().mean()}
+
+
+def test_a_loss_that_the_network_computes_is_not_drawn_as_one_on_the_labels():
+    module = WithLoss(tiny_net("student").module)
+    net = Net("student", module, element="outputs")
+    own_loss = Truth(model_loss, student=Tap(module, element="loss"))
+    shown = texts(drawn(one_stage(net, own_loss)))
+    assert "own loss" in shown
+    assert "labels" not in shown
+    assert {"own loss", "labels"} <= {*texts(drawn(one_stage(net, plain_goal() + own_loss)))}
 
 
 def test_a_line_leads_from_each_trained_net_to_several_teachers():
