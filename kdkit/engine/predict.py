@@ -92,7 +92,7 @@ class Predictor:
                     between_batches()
                 batch = batch.to(self.device)  # only batches of a user-defined DataLoader are not there yet
                 with autocast(self.precision, self.device):
-                    outputs = net.through(network, batch)
+                    outputs = net.outputs_of(network, batch)
                     reduced = reduced_by_network(reducing, network, batch)
                 kept.add(outputs, batch, reduced)
         if not kept.collected:

@@ -158,7 +158,7 @@ class Net(Generic[M]):
 
     def __call__(self, batch: Batch) -> Tensor:
         """Return the outputs, (batch, classes) or (batch, classes, *positions)."""
-        return self.through(self.module, batch)
+        return self.outputs_of(self.module, batch)
 
     def move_to(self, device: torch.device) -> None:
         """Move the module to the device of a run, or to its own device if it has one.
@@ -197,7 +197,7 @@ class Net(Generic[M]):
                     with torch.no_grad():
                         tensor.copy_(values)
 
-    def through(self, module: Callable[..., Any], batch: Batch) -> Tensor:
+    def outputs_of(self, module: Callable[..., Any], batch: Batch) -> Tensor:
         """Return the outputs of another module with the same interface, such as the EMA, as `__call__` does."""
         args, kwargs = self._arguments(batch)
         output = module(*args, **kwargs)

@@ -25,16 +25,16 @@ class _Summand:
 
     __slots__ = ()
 
-    def weighted(self) -> "tuple[WeightedTerm, ...]":
+    def weighted_terms(self) -> "tuple[WeightedTerm, ...]":
         """Return the terms with their factors: a single term, unless a sum overrides this."""
         return (WeightedTerm(self),)  # type: ignore[arg-type]  # a Truth or a Match
 
     def __add__(self, term: "_Summand | int") -> "Objective":
         if term == 0:  # the start value of sum()
-            return Objective(self.weighted())
+            return Objective(self.weighted_terms())
         if not isinstance(term, _Summand):
             raise RecipeError(f"an objective is a sum of Truth(...) and Match(...) terms; got {term!r} in it")
-        return Objective(self.weighted() + term.weighted())
+        return Objective(self.weighted_terms() + term.weighted_terms())
 
     __radd__ = __add__
 
@@ -42,7 +42,7 @@ class _Summand:
         _validate_factor(factor)
         if not callable(factor) and not isinstance(factor, float | int):
             factor = float(factor)  # such as a numpy scalar
-        return Objective(tuple(WeightedTerm(part.term, (*part.factors, factor)) for part in self.weighted()))
+        return Objective(tuple(WeightedTerm(part.term, (*part.factors, factor)) for part in self.weighted_terms()))
 
     __rmul__ = __mul__
 
@@ -181,7 +181,7 @@ class Objective(_Summand):
     def __repr__(self) -> str:
         return " + ".join(map(repr, self.terms))  # as written in a recipe
 
-    def weighted(self) -> tuple[WeightedTerm, ...]:
+    def weighted_terms(self) -> tuple[WeightedTerm, ...]:
         """Return the terms with their factors."""
         return self.terms
 
@@ -205,7 +205,7 @@ def as_objective(objective: AnyObjective) -> Objective:
     """Return an objective or a single term as an Objective. Raises RecipeError for anything else."""
     if not isinstance(objective, _Summand):
         raise RecipeError(f"an objective is a sum of Truth(...) and Match(...) terms; got {type(objective).__name__}")
-    return Objective(objective.weighted())
+    return Objective(objective.weighted_terms())
 
 
 def taps_of(side: Any) -> tuple[TapLike, ...]:

@@ -145,7 +145,7 @@ def test_a_plain_callable_must_return_one_row_per_sample(answer):
 
 def test_another_module_can_be_run_in_place_of_a_net():
     net = Net("student", nn.Linear(4, 2))
-    assert torch.equal(net.through(lambda inputs: inputs * 3, batch()), torch.full((2, 4), 3.0))
+    assert torch.equal(net.outputs_of(lambda inputs: inputs * 3, batch()), torch.full((2, 4), 3.0))
 
 
 @pytest.mark.parametrize(

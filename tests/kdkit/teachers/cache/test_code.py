@@ -334,8 +334,8 @@ def test_a_submodule_that_stays_in_training_mode_is_in_the_key():
 def test_a_subclass_of_net_is_in_the_key():
     def doubled(factor):
         class Doubled(Net):
-            def through(self, module, batch):
-                return factor * super().through(module, batch)
+            def outputs_of(self, module, batch):
+                return factor * super().outputs_of(module, batch)
 
         return Doubled("teacher", linear)
 
