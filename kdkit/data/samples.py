@@ -210,15 +210,16 @@ def _why_not_collated(text: str) -> str:
             f"have different {sizes}, so they cannot be stacked; crop or pad them in the Dataset, or pass a collate_fn "
             "that pads a batch: TorchData(..., collate_fn=...), or that of a DataLoader"
         )
-    found = re.search(r"default_collate: batch must contain .*found <class '(.*)'>", text)
+    found = re.search(r"default_collate: batch must contain .*found (?:<class '(.*)'>|(.*))", text)
     if not found:
         return ""
+    item = f"a {found[1]}" if found[1] else f"an array of {found[2]}"
     advice = "pass collate_fn=..., a function that makes a batch of a list of such samples"
-    if found[1].startswith("PIL."):
+    if item.startswith("a PIL."):
         advice = "convert images to tensors in the Dataset, such as with torchvision.transforms.v2.PILToTensor()"
-    elif found[1].startswith(("pandas.", "polars.")):
+    elif item.startswith(("a pandas.", "a polars.")):
         advice = f"make tensors of tables: {TENSORS_OF_TABLE}"
-    return f"must be pairs (inputs, labels) of tensors, arrays or numbers; got a {found[1]}; {advice}"
+    return f"must be pairs (inputs, labels) of tensors, arrays or numbers; got {item}; {advice}"
 
 
 def _require_same_form(samples: Sequence[Any]) -> None:

@@ -113,12 +113,8 @@ class DatasetSplit(Split):
             # The same as `keys.split`, whose checks take as long as the rest of this method.
             return columns[0], columns[1], columns[2] if len(columns) == 3 else None
         samples = self._samples(rows, draw)
-        if self.has_own_collate:
-            with explaining(lambda: self._position(rows)):
-                batch = self.collate_fn(samples)
-        else:
-            with collating(self.name):
-                batch = collate_samples(samples)
+        with explaining(lambda: self._position(rows)), nullcontext() if self.has_own_collate else collating(self.name):
+            batch = self.collate_fn(samples)
         return self.keys.split(batch, self.must_yield)
 
     def _samples(self, rows: Tensor, draw: int) -> list[Any]:

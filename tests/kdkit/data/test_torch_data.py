@@ -336,6 +336,7 @@ def test_samples_of_different_shapes_are_refused_with_both_shapes_and_a_remedy()
     [
         (None, "have None instead of a tensor; give samples without a label"),
         ({1, 2}, r"must be pairs \(inputs, labels\) of tensors, arrays or numbers; got a set; pass collate_fn="),
+        (np.array(["a"]), "must be pairs .* numbers; got an array of <U1; pass collate_fn="),
     ],
 )
 def test_a_later_batch_that_torch_cannot_collate_is_explained_as_the_first_one_is(inputs, message):
@@ -343,6 +344,21 @@ def test_a_later_batch_that_torch_cannot_collate_is_explained_as_the_first_one_i
     data = TorchData(samples(), later, classes=["a", "b", "c"])
     with pytest.raises(DataError, match=f"samples of the validation data {message}"):
         list(data.validation)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (np.arange(3.0)[::-1], "stride in the given numpy array is negative"),
+        (np.array(["2026-11-30"], dtype="datetime64[D]"), "can't convert np.ndarray of type numpy.datetime64"),
+    ],
+)
+@pytest.mark.parametrize("first", [0, 2])
+def test_samples_that_torch_does_not_take_are_named_with_the_reason(inputs, message, first):
+    data = [(np.zeros(len(inputs)), 0)] * first + [(inputs, 0)] * 2
+    rows = r"a batch of the train data \(rows 0"
+    with pytest.raises(DataError, match=f"{rows}.*{message}"):
+        TorchData(data, samples(), classes=3).train.batch(torch.arange(len(data)), 0)
 
 
 @pytest.mark.parametrize(
