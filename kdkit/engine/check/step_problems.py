@@ -91,17 +91,17 @@ def _reason(error: Exception, module: DistillationModule) -> str:
 def _optimizer_problem(optimizer: TorchOptimizer) -> str | None:
     """Return why an optimizer cannot step, which some only raise in their first step, or None. The step is undone.
 
-    Optimizers skip parameters without a gradient, so only the smallest one of each kind in each group keeps its own:
-    the step then takes little time and memory.
+    Only the smallest parameter of each kind in each group is kept, so that the step takes little time and memory.
     """
-    smallest: dict[tuple[object, ...], nn.Parameter] = {}
-    for index, group in enumerate(optimizer.param_groups):
+    for group in optimizer.param_groups:
+        smallest: dict[tuple[object, ...], nn.Parameter] = {}
         for parameter in sorted(group["params"], key=torch.numel):
-            if parameter.grad is not None:
-                kind = index, parameter.grad.layout, parameter.dtype, parameter.device
-                if smallest.setdefault(kind, parameter) is not parameter:
-                    parameter.grad = None
-    before = {parameter: parameter.detach().clone() for parameter in smallest.values()}
+            layout = None if parameter.grad is None else parameter.grad.layout
+            if smallest.setdefault((layout, parameter.dtype, parameter.device), parameter) is not parameter:
+                parameter.grad = None
+        group["params"] = [*smallest.values()]
+    kept = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    before = [parameter.detach().clone() for parameter in kept]
     try:
         optimizer.step()
     except Exception as error:  # the optimizer may be user-defined
@@ -111,7 +111,7 @@ def _optimizer_problem(optimizer: TorchOptimizer) -> str | None:
         return f"{type(optimizer).__name__} cannot step: {first_line(error)}{advice}"
     finally:
         with torch.no_grad():
-            for parameter, values in before.items():
+            for parameter, values in zip(kept, before, strict=True):
                 parameter.copy_(values)
     return None
 

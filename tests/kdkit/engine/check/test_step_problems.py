@@ -101,6 +101,31 @@ def test_a_network_that_changes_what_its_backward_pass_needs_is_refused():
     assert problem.startswith("stage 'student': the backward pass with WeightedSum() fails: RuntimeError: one of the")
 
 
+class Plain(torch.optim.Optimizer):
+    """Changes all parameters, and needs the gradients of all."""
+
+    def __init__(self, parameters, lr):
+        super().__init__(parameters, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.add_(0.1 * parameter + parameter.grad, alpha=-group["lr"])
+
+
+def test_an_optimizer_that_needs_the_gradients_of_all_parameters_is_tried_with_them():
+    net = tiny_net("student")
+    before = state_of(net.module)
+    recipe = one_stage(net, plain_goal(), optimizer=Optimizer(Plain, lr=0.1))
+    assert kdkit.check(recipe).problems == ()
+    assert same_state(before, state_of(net.module))
+    kdkit.run(recipe, device="cpu")
+    net.module.unused = nn.Parameter(torch.zeros(2))
+    (problem,) = kdkit.check(recipe).problems
+    assert "Plain cannot step: " in problem
+
+
 class Words(nn.Module):
     """A bag of words with sparse gradients, which `hidden` computes by a function instead of a module."""
 
