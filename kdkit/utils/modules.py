@@ -132,8 +132,9 @@ def copy_with_module(holder: T, module: nn.Module) -> T:
     for part in module.modules():
         if id(part) not in memo:  # such as a part of a TorchScript module, which copies its parts itself
             continue
-        attributes, hooks = vars(memo[id(part)]), [*part._forward_pre_hooks.values(), *part._forward_hooks.values()]
-        for name, value in [*attributes.items(), *(("forward hook", hook) for hook in hooks)]:
+        kinds = (part._forward_pre_hooks, part._forward_hooks, part._backward_pre_hooks, part._backward_hooks)
+        hooks = [("hook", hook) for kind in kinds for hook in kind.values()]
+        for name, value in [*vars(memo[id(part)]).items(), *hooks]:
             if isinstance(value, FunctionType) and _holds(value, parts, set()):
                 raise RecipeError(
                     f"{name!r} of a {type(part).__name__} is a function that holds the module itself, with which a "

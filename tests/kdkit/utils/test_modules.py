@@ -124,21 +124,23 @@ def test_a_module_is_not_copied_if_the_copy_would_call_the_original(make, is_cop
     assert torch.equal(copied(torch.ones(1, 2)), expected)
 
 
-def test_a_module_is_not_copied_if_a_hook_of_the_copy_would_change_the_original():
+@pytest.mark.parametrize("kind", ["forward", "forward_pre", "full_backward", "full_backward_pre"])
+def test_a_module_is_not_copied_if_a_hook_of_the_copy_would_change_the_original(kind):
     class Hooked(nn.Sequential):
         def __init__(self, *, by_method):
             super().__init__(nn.Linear(2, 2))
-            self[0].register_forward_hook(self.keep if by_method else lambda *args: self.keep(*args))
+            register = getattr(self[0], f"register_{kind}_hook")
+            register(self.keep if by_method else lambda *args: self.keep(*args))
 
-        def keep(self, _module, _inputs, output):
-            self.kept = output.sum()
+        def keep(self, _module, *tensors):
+            self.kept = tensors[-1]
 
     hooked = Hooked(by_method=False)
-    with pytest.raises(RecipeError, match="'forward hook' of a Linear is a function that holds the module itself"):
+    with pytest.raises(RecipeError, match="'hook' of a Linear is a function that holds the module itself"):
         copy_with_module(hooked, hooked)
     hooked = Hooked(by_method=True)
     copied = copy_with_module(hooked, hooked)
-    copied(torch.ones(1, 2))
+    copied(torch.ones(1, 2, requires_grad=True)).sum().backward()
     assert hasattr(copied, "kept")
     assert not hasattr(hooked, "kept")
 
