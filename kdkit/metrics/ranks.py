@@ -88,14 +88,16 @@ class RankMetric(CountedMetric):
 
     def _gains_of_lists(self, test: Predictions) -> Floats:
         """Return the gain of each sample with several labels, NaN if it has none. Unknown classes come last."""
-        truth, is_unknown, gains = true_classes(test), unknown_labels(test), []
-        scores = test.outputs if is_unknown is None else np.where(is_unknown, -np.inf, test.outputs)
-        for rows in row_blocks(scores.shape, _BLOCK):
-            labels, outputs = torch.from_numpy(truth[rows]), torch.from_numpy(scores[rows])
-            totals = labels.sum(1)
-            labels, order = labels.byte().sort(dim=1)  # the labels are last, also among equal outputs below
-            order = outputs.gather(1, order).sort(dim=1, descending=True, stable=True).indices[:, : self.k]
-            of_lists = self._list_gains(labels.gather(1, order).bool(), totals).double()
+        truth, is_unknown, outputs, gains = true_classes(test), unknown_labels(test), test.outputs, []
+        relevance = truth.astype(np.int8)
+        if is_unknown is not None:
+            relevance, outputs = np.where(is_unknown, np.int8(2), relevance), np.where(is_unknown, -np.inf, outputs)
+        for rows in row_blocks(outputs.shape, _BLOCK):
+            # The order of equal outputs: other classes, labels, unknown ones.
+            labels, order = torch.from_numpy(relevance[rows]).sort(dim=1)
+            totals, scores = (labels == 1).sum(1), torch.from_numpy(outputs[rows]).gather(1, order)
+            order = scores.sort(dim=1, descending=True, stable=True).indices[:, : self.k]
+            of_lists = self._list_gains(labels.gather(1, order) == 1, totals).double()
             gains.append(of_lists.masked_fill(totals == 0, torch.nan).numpy())
         return np.concatenate(gains)
 
