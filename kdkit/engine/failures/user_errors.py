@@ -29,6 +29,8 @@ def located(position: str | Callable[[], str], folder: Path | None) -> Iterator[
         is_of_compiler = type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
         if is_of_compiler or "torch.compile" in str(error):  # for example, for second derivatives
             advice = "; torch.compile does not take all networks: run without it"
+        elif "backward through the graph a second time" in str(error):
+            advice = "; detach what a network or a loss keeps from one batch to the next: tensor.detach()"
         error.add_note(f"kdkit: raised by code of the recipe or a library that it uses, in {location}{advice}")
         if folder is not None:
             error.add_note(

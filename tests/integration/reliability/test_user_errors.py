@@ -73,6 +73,22 @@ def test_a_run_after_the_error_resumes_to_the_same_terms(tmp_path):
     assert epoch_terms(resumed.history) == epoch_terms(whole.history)
 
 
+def test_a_state_that_is_not_detached_between_batches_has_the_advice_to_detach_it():
+    class Recurrent(torch.nn.Linear):
+        state = 0.0
+
+        def forward(self, inputs):
+            outputs = super().forward(inputs) + self.state
+            self.state = outputs.mean()
+            return outputs
+
+    with pytest.raises(RuntimeError, match="backward through the graph a second time") as raised:
+        kdkit.run(lambda: recipe(Recurrent(6, 3)), device="cpu")
+    assert raised.value.__notes__[0].endswith(
+        "what a network or a loss keeps from one batch to the next: tensor.detach()"
+    )
+
+
 def test_errors_of_kdkit_get_no_notes():
     class Refuses(Small):
         def forward(self, inputs):
