@@ -184,8 +184,8 @@ def _with_sharing(error: Exception, sharing: int) -> Exception:
     if sharing == 1 or not ("out of memory" in str(error) or is_out_of_memory(error)):
         return error
     explained = KdkitError(
-        f"{error}\nUp to {sharing} jobs shared this memory at the same time; use fewer (--jobs, or jobs=), and resume "
-        "this one from its last checkpoint"
+        f"{error}\nUp to {sharing} jobs may share this memory at the same time; use fewer (--jobs, or jobs=), and "
+        "resume this one from its last checkpoint"
     )
     explained.__cause__ = error
     return explained

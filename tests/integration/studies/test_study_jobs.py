@@ -206,7 +206,7 @@ def test_trials_that_are_finished_are_skipped(study):
         ("exit", WorkerError, "exit code 3"),
         ("unpicklable", Exception, "this and that"),
         ("check", CheckError, ""),
-        ("memory", Exception, "Up to 2 jobs shared this memory at the same time"),
+        ("memory", Exception, "Up to 2 jobs may share this memory at the same time"),
         ("local", RecipeError, "top level of a file"),
     ],
 )

@@ -126,7 +126,7 @@ def test_the_error_of_a_job_whose_memory_ran_out_has_the_number_of_jobs_that_sha
     _name, result = workers.next_result()
     assert isinstance(result.error, KdkitError)
     assert str(result.error) == (
-        f"{error}\nUp to 3 jobs shared this memory at the same time; use fewer (--jobs, or jobs=), and resume this "
+        f"{error}\nUp to 3 jobs may share this memory at the same time; use fewer (--jobs, or jobs=), and resume this "
         "one from its last checkpoint"
     )
     assert result.seconds == 2.0
