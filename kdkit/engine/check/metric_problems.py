@@ -103,11 +103,11 @@ def metrics_of_unknown_labels(recipe: Recipe, context: BuildContext) -> Iterator
 
 
 def number_metric_problems(
-    recipe: Recipe, context: BuildContext, net: Net[Any], output: Tensor, labels: Tensor
+    recipe: Recipe, context: BuildContext, net: Net[Any], split: str, output: Tensor, labels: Tensor
 ) -> Iterator[str]:
     """Yield the problems of metrics of numbers, whose labels and outputs may have any shape, such as packed ones.
 
-    output, labels: of a network in eval mode, and of the same samples.
+    output, labels: of a network in eval mode, and of the same samples. split: the name of their split.
     """
     if output.is_complex():
         yield (
@@ -129,7 +129,9 @@ def number_metric_problems(
             for truth, predicted in (arrays, noise)
         ]
         if None not in reasons:
-            yield f"metric {metric.name!r} does not fit this data (regression) and net {net.name!r}: {reasons[0]}"
+            yield (
+                f"metric {metric.name!r} does not fit the {split} data (regression) and net {net.name!r}: {reasons[0]}"
+            )
 
 
 def _problem(metric: Metric, predict: Callable[[], Predictions]) -> str | None:

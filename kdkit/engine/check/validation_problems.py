@@ -57,7 +57,7 @@ def validation_problems(
         else:
             yield from filter(None, [classes_problem(net, tuple(outputs.shape), data, recipe.metrics, split)])
             if is_regression:
-                yield from number_metric_problems(recipe, context, net, outputs, batch.labels)
+                yield from number_metric_problems(recipe, context, net, split_name(data, split), outputs, batch.labels)
             yield from _problems_of_running(running, net, batch, precision)
 
 

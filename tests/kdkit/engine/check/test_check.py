@@ -589,8 +589,10 @@ def test_metrics_of_packed_labels_are_tried_on_those_of_the_validation_split_if_
     check(Recipe(data=data, schedule=[stage], metrics=(MeanAveragePrecision(),))).require()
     plan = check(Recipe(data=data, schedule=[stage], metrics=(R2(),)))
     (problem,) = plan.problems
-    assert "metric 'r2' does not fit this data (regression) and net 'student'" in problem
-    assert any("metric 'r2' does not fit this data (regression) and net 'teacher'" in text for text in plan.notices)
+    assert "metric 'r2' does not fit the validation data (regression) and net 'student'" in problem
+    assert any(
+        "metric 'r2' does not fit the validation data (regression) and net 'teacher'" in text for text in plan.notices
+    )
 
 
 def test_a_net_with_a_wrong_number_of_outputs_for_its_classes_is_a_problem():
@@ -691,7 +693,7 @@ def test_a_metric_of_classes_is_a_problem_for_numbers():
     stage = Stage({tiny_net("student", outputs=rows.tensors[1].shape[1]): Truth(nn.MSELoss())}, Training(epochs=1))
     problems = check(Recipe(data=TorchData(rows, rows), schedule=[stage], metrics=metrics)).problems
     for metric, problem in zip(metrics, problems, strict=True):
-        assert f"metric {metric.name!r} does not fit this data (regression)" in problem
+        assert f"metric {metric.name!r} does not fit the validation data (regression)" in problem
         assert "use MSE or R2 for numbers" in problem
 
 
@@ -717,7 +719,7 @@ def test_metrics_of_numbers_are_tried_on_the_outputs_of_networks_and_the_labels_
     stage = Stage({student: objective + trained}, Training(epochs=1))
     assert not check(Recipe(data=data, schedule=[stage], metrics=(OfPacked(),))).without_metrics
     problem = only_problem(Recipe(data=data, schedule=stages[:1], metrics=(OfPacked(), R2())))
-    assert "metric 'r2' does not fit this data (regression) and net 'teacher'" in problem
+    assert "metric 'r2' does not fit the validation data (regression) and net 'teacher'" in problem
     assert "got outputs (4, 4) and labels (4, 2); if labels are packed" in problem
 
 

@@ -51,6 +51,7 @@ def test_labels_of_another_size_than_the_outputs_are_a_problem(split):
     sizes = {"train": 6, "validation": 6, "test": 6, split: 3}
     splits = [TensorDataset(torch.randn(8, 4, 4), torch.randn(8, 4, size)) for size in sizes.values()]
     (problem,) = check_of(TorchData(*splits, task="regression"), Net("student", nn.Linear(4, 6))).problems
+    assert f"metric 'r2' does not fit the {split} data (regression) and net 'student': metrics of numbers" in problem
     assert "got outputs (4, 4, 6) and labels (4, 4, 3)" in problem
 
 
