@@ -81,8 +81,16 @@ def differing(first: Any, second: Any) -> tuple[Any, Any]:
         for end in (0, -1):
             while all(parts) and parts[0][end] == parts[1][end]:
                 parts[0].pop(end), parts[1].pop(end)
-        return ", ".join(parts[0]), ", ".join(parts[1])
+        return _balanced(", ".join(parts[0])), _balanced(", ".join(parts[1]))
     return first, second
+
+
+def _balanced(text: str) -> str:
+    """Return a part of a call with its missing closing brackets, and without those at its end that nothing opens."""
+    missing = text.count("(") - text.count(")")
+    while missing < 0 and text.endswith(")"):
+        text, missing = text[:-1], missing + 1
+    return text + ")" * missing
 
 
 def describe_options(value: Any, *names: str) -> list[str]:
