@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kdkit.data.batch import Batch
-from kdkit.errors import DataError, KdkitError, describe
+from kdkit.errors import DataError, KdkitError, RecipeError, describe
 from kdkit.utils.reprs import describe_array, describe_count, describe_names
 
 Floats = NDArray[np.float64]
@@ -95,6 +95,7 @@ class MetricResult:
 
     interval: (low, high) for the value; None without a `BootstrapInterval`. intervals_by_class: the same by class.
     Numbers of numpy and scalar tensors become floats, and the names of classes become strings.
+    Raises RecipeError if a value is not a number, or by_class or the note has another form.
     """
 
     value: float
@@ -104,14 +105,30 @@ class MetricResult:
     intervals_by_class: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "value", float(self.value))
-        object.__setattr__(self, "by_class", {str(name): float(value) for name, value in self.by_class.items()})
+        if not isinstance(self.by_class, Mapping) or not isinstance(self.note, str):
+            raise RecipeError(
+                "a MetricResult has a mapping from class names to numbers as its by_class, and a text as its note; got "
+                f"by_class {describe(self.by_class)} and note {describe(self.note)}"
+            )
+        object.__setattr__(self, "value", _as_float(self.value, "value"))
+        values = {str(name): _as_float(value, f"value of {name!r}") for name, value in self.by_class.items()}
+        object.__setattr__(self, "by_class", values)
 
     def __repr__(self) -> str:
         interval = "" if self.interval is None else " ({:.4g} to {:.4g})".format(*self.interval)
         classes = [f"by_class: {describe_count(len(self.by_class), 'value')}"] if self.by_class else []
         note = [f"note={self.note!r}"] if self.note else []
         return f"MetricResult({', '.join([f'{self.value:.4g}{interval}', *classes, *note])})"
+
+
+def _as_float(value: Any, name: str) -> float:
+    """Return a number as a float. Raises RecipeError if it is not one number."""
+    try:
+        if isinstance(value, str):  # which float() would parse
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: a tensor with several numbers
+        raise RecipeError(f"the {name} in a MetricResult must be one number; got {describe(value)}") from error
 
 
 @runtime_checkable

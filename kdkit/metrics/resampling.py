@@ -2,12 +2,12 @@
 
 from collections.abc import Container, Iterator
 from dataclasses import replace
-from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kdkit.errors import RecipeError
+from kdkit.errors import RecipeError, describe
 from kdkit.metrics.base import (
     Floats,
     Metric,
@@ -69,9 +69,21 @@ class CountedMetric(WithoutThresholds):
 
 
 def resample(metric: Metric, test: Predictions, counts: Counts) -> Resampled:
-    """Return the metric for each resample. A metric that is not `Resampling` is computed once per resample."""
+    """Return the metric for each resample. A metric that is not `Resampling` is computed once per resample.
+
+    Raises RecipeError if its `resampled` returns something else than a number for each resample, and for each class.
+    """
     if isinstance(metric, Resampling):
-        return metric.resampled(test, counts)
+        resampled: Any = metric.resampled(test, counts)
+        expected = [(counts.shape[1],), (len(test.classes), counts.shape[1])]
+        is_pair = isinstance(resampled, tuple) and len(resampled) == 2
+        shapes = [np.shape(part) for part in resampled] if is_pair else describe(resampled)
+        if shapes != expected:
+            raise RecipeError(
+                f"resampled of metric {metric.name!r} must return Resampled(values, by_class) of shapes (resamples,) "
+                f"and (classes, resamples), here {expected[0]} and {expected[1]}; got {shapes}"
+            )
+        return Resampled(*resampled)
     # The slow way: a copy of the split with each row repeated as often as it was drawn.
     results = [metric.compute(drawn_samples(test, column)) for column in counts.T.astype(np.int64)]
     by_class = [[result.by_class.get(name, np.nan) for result in results] for name in test.classes]

@@ -4,6 +4,7 @@ import contextlib
 import math
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from typing import Any
@@ -20,7 +21,7 @@ from kdkit.engine.failures.network_errors import line_of_user_code
 from kdkit.errors import DataError, KdkitError
 from kdkit.losses.base import BuildContext
 from kdkit.metrics.base import Metric, MetricResult, NetworkReducing, PositionReducing, Predictions
-from kdkit.metrics.bootstrap import without_interval
+from kdkit.metrics.bootstrap import BootstrapInterval, without_interval
 from kdkit.nets.net import Net
 from kdkit.recipe.recipe import Recipe
 
@@ -46,8 +47,10 @@ def unfit_metrics(recipe: Recipe, context: BuildContext) -> Iterator[str]:
             checked = metric if is_whole else without_interval(metric)
             reason = _problem(checked, partial(_of_samples, classes, context, recipe.data))
         elif getattr(without_interval(metric), "accepts_positions", False):
-            checked = without_interval(metric)  # intervals would take a gigabyte if the classes are a vocabulary
-            reason = _problem(checked, partial(_of_positions, checked, classes, context, recipe.data))
+            # A thousand resamples would take a gigabyte if the classes are a vocabulary.
+            checked = replace(metric, resamples=2) if isinstance(metric, BootstrapInterval) else metric
+            predict = partial(_of_positions, without_interval(metric), classes, context, recipe.data)
+            reason = _problem(checked, predict)
         else:
             yield (
                 f"metric {metric.name!r} takes one label per sample, but this data has labels per position; "

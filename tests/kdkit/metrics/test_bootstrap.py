@@ -294,6 +294,27 @@ def test_invalid_options_are_refused(options, message):
         BootstrapInterval(**{"metric": MacroAUROC(), **options})
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"value": None}, "the value in a MetricResult must be one number; got None"),
+        ({"value": "0.5"}, "must be one number; got '0.5'"),
+        ({"value": np.zeros(2)}, "must be one number"),
+        ({"value": 0.5, "by_class": {"deep": "much"}}, "the value of 'deep' in a MetricResult must be one number"),
+        ({"value": 0.5, "by_class": [0.5]}, r"mapping from class names to numbers .*; got by_class \[0.5\]"),
+        ({"value": 0.5, "note": 3}, "a text as its note; got .* note 3"),
+    ],
+)
+def test_a_result_that_no_table_can_show_is_refused(options, message):
+    with pytest.raises(RecipeError, match=message):
+        MetricResult(**options)
+
+
+@pytest.mark.parametrize("value", [1, True, np.float32(1), np.array(1.0)])
+def test_any_scalar_is_the_value_of_a_result(value):
+    assert MetricResult(value=value).value == 1.0
+
+
 def test_a_result_has_no_interval_by_default():
     assert MetricResult(value=0.5).interval is None
     assert MacroF1().compute(multilabel()).interval is None

@@ -35,7 +35,7 @@ from kdkit.engine.run_record import notices
 from kdkit.engine.storage.history import KEYS
 from kdkit.errors import CheckError, DataError, RecipeError
 from kdkit.losses import DKD, RKD, Cosine, Hint, LogitMSE, Masked, SoftTargets
-from kdkit.metrics import R2, Accuracy, Brier, CrossEntropy, MacroF1, MeanAveragePrecision, MeanIoU
+from kdkit.metrics import R2, Accuracy, BootstrapInterval, Brier, CrossEntropy, MacroF1, MeanAveragePrecision, MeanIoU
 from kdkit.metrics.base import WithoutThresholds
 from tests.helpers.callbacks import Recorder
 from tests.helpers.open_stages import hidden_taps, only_problem
@@ -636,6 +636,26 @@ def test_a_metric_that_does_not_fit_the_data_is_a_problem():
     recipe = one_stage(tiny_net("student"), plain_goal())
     unfit = Recipe(data=recipe.data, schedule=recipe.schedule, metrics=(Accuracy(), R2()))
     assert "metric 'r2' does not fit this data (multiclass)" in only_problem(unfit)
+
+
+@pytest.mark.parametrize("position_dims", [0, 1])
+def test_a_wrong_method_of_an_interval_is_a_problem_before_the_run(position_dims):
+    class Transposed(WithoutThresholds):
+        name, accepts_positions = "share", True
+
+        def compute(self, test):
+            return MetricResult(value=0.5)
+
+        def resampled(self, test, counts):
+            return counts.mean(0), np.zeros((counts.shape[1], len(test.classes)))
+
+    inputs = torch.randn(6, 3, *[4] * position_dims)
+    samples = TensorDataset(inputs, inputs.argmax(1))
+    student = Net("student", nn.Conv1d(3, 3, 1) if position_dims else nn.Linear(3, 3))
+    stage = Stage({student: Truth(nn.CrossEntropyLoss())}, Training(epochs=1))
+    data = TorchData(samples, samples, classes=3)
+    recipe = Recipe(data=data, schedule=[stage], metrics=(BootstrapInterval(Transposed()),))
+    assert "resampled of metric 'share' must return Resampled(values, by_class)" in only_problem(recipe)
 
 
 @pytest.mark.parametrize("task", ["multiclass", "multilabel", "regression"])
