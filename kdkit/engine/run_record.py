@@ -19,6 +19,7 @@ from kdkit.data.labels import without_ignored
 from kdkit.data.order import describe_sampler
 from kdkit.engine.check.plan import Plan
 from kdkit.engine.options import RunOptions
+from kdkit.errors import DataError, shortened
 from kdkit.losses.base import describe_loss
 from kdkit.metrics.base import Predictions, class_indices, true_classes
 from kdkit.metrics.bootstrap import without_interval
@@ -175,6 +176,8 @@ def notices(recipe: Recipe, plan: Plan) -> Iterator[str]:
     """Yield notices for the reader of the results: about the data, and about what is not reproducible."""
     data = recipe.data
     yield from str(data.summary).splitlines()
+    if isinstance(data.notices, str):  # each character would be a notice
+        raise DataError(f"notices of the data must be a tuple of texts; got the text {shortened(data.notices, 60)}")
     yield from data.notices
     if data.draws is None:
         yield (

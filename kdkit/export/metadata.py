@@ -3,7 +3,7 @@
 import hashlib
 import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from kdkit.export.gates import Reference
 from kdkit.export.source import ExportSource
 from kdkit.metrics.base import Metric
 from kdkit.metrics.thresholds import BestF1
+from kdkit.nets.net import described_inputs
 from kdkit.nets.views import Inputs
 from kdkit.nets.weights import find_weights
 from kdkit.utils.modules import plain_state, stored_tensors
@@ -74,11 +75,7 @@ def preparation_of(source: ExportSource) -> dict[str, Any]:
 
     {} if the view may change the inputs, but does not describe how.
     """
-    described: Mapping[str, Any] = source.data.preparation
-    by_view = getattr(source.net.view, "describe", None)  # optional, see `View`
-    if by_view is not None:
-        described = by_view(described)
-    return {} if undescribed_inputs(source) else dict(described)
+    return {} if undescribed_inputs(source) else dict(described_inputs(source.net, source.data.preparation))
 
 
 def undescribed_inputs(source: ExportSource) -> list[str]:

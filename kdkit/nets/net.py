@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from kdkit.data.batch import Batch, map_tensors, modifications, nested_tensors, to_device
-from kdkit.errors import RecipeError, did_you_mean, first_line, shortened
+from kdkit.errors import KdkitError, RecipeError, describe, describe_error, did_you_mean, first_line, shortened
 from kdkit.nets.elements import Element, default_element, pick_tensor, validate_element
 from kdkit.nets.views import Call, Inputs, View, as_view
 from kdkit.nets.weights import LoadedWeights, load_weights
@@ -246,6 +246,12 @@ class Net(Generic[M]):
             raise RecipeError(
                 f"the view of net {self.name!r} must return (args, kwargs), such as ((batch.inputs,), {{}}); got {got}"
             )
+        if not isinstance(call[0], list | tuple) or not isinstance(call[1], Mapping):
+            got = " and ".join(f"a {type(part).__name__}" for part in call)
+            raise RecipeError(
+                f"the view of net {self.name!r} must return a tuple of arguments and a dict of keywords, such as "
+                f"((batch.inputs,), {{}}); got {got}"
+            )
         if self.device is None:
             return call
         args, kwargs = to_device(call, self.device)
@@ -303,9 +309,35 @@ def conflict_of_classes(net: Net[Any], classes: Sequence[str]) -> str:
 
 
 def preparation_of(net: Net[Any], preparation: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return how raw samples become the inputs of a net. preparation: of the data, see `Data.preparation`."""
-    describe = getattr(net.view, "describe", None)  # optional, see `View`
-    described: Mapping[str, Any] = describe(preparation) if describe and preparation else preparation
+    """Return how raw samples become the inputs of a net. preparation: of the data, see `Data.preparation`.
+
+    Raises RecipeError if the view cannot describe its inputs, or the preparation is not JSON.
+    """
+    return described_inputs(net, preparation) if preparation else preparation
+
+
+def described_inputs(net: Net[Any], preparation: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what the view of a net makes of a preparation, also of an empty one; unchanged if it describes nothing.
+
+    Raises RecipeError if the view cannot describe its inputs, or the preparation is not JSON.
+    """
+    describe_view = getattr(net.view, "describe", None)  # optional, see `View`
+    source = "the preparation of the data"
+    described: Any = preparation
+    if describe_view is not None:
+        source = f"describe(preparation) of {net.view!r}"
+        try:
+            described = describe_view(preparation)
+        except KdkitError:
+            raise
+        except Exception as error:  # a user-defined view may raise anything
+            raise RecipeError(f"{source} raises {describe_error(error)}") from error
+    if not isinstance(described, Mapping):
+        raise RecipeError(f"{source} must be a mapping of JSON values; got {describe(described)}")
+    try:
+        json.dumps(dict(described))
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"{source} must be a mapping of JSON values: {first_line(error)}") from error
     return described
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from torch import nn
 
 from kdkit.data.dataset import Data
-from kdkit.errors import RecipeError, describe
+from kdkit.errors import KdkitError, RecipeError, describe, describe_error
 from kdkit.metrics.base import Metric
 from kdkit.metrics.defaults import default_metrics
 from kdkit.nets.net import Net
@@ -151,8 +151,19 @@ class Recipe:
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """The stages in the order in which they run."""
-        return tuple(self.schedule.stages() if isinstance(self.schedule, Schedule) else self.schedule)
+        """The stages in the order in which they run. Raises RecipeError if a schedule of the user cannot make them."""
+        if not isinstance(self.schedule, Schedule):
+            return tuple(self.schedule)
+        method = f"stages() of the schedule {type(self.schedule).__name__}"
+        try:
+            stages: Any = self.schedule.stages()
+            if isinstance(stages, Iterable) and not isinstance(stages, str):
+                return tuple(stages)
+        except KdkitError:
+            raise
+        except Exception as error:  # a user-defined schedule may raise anything
+            raise RecipeError(f"{method} raises {describe_error(error)}") from error
+        raise RecipeError(f"{method} must return a list of Stage(...); got a {type(stages).__name__}")
 
     def with_stages(self, stages: Sequence[Stage]) -> "Recipe":
         """Return this recipe with other stages. When one of the two runs, both count as used."""
@@ -277,6 +288,8 @@ def _parts(modules: Iterable[object]) -> set[int]:
 
 
 def _validate_schedule(schedule: object) -> None:
+    if isinstance(schedule, type):
+        raise RecipeError(f"schedule must be an object with a stages() method; got {describe(schedule)}")
     if isinstance(schedule, Schedule):
         if not callable(schedule.stages):
             raise RecipeError(

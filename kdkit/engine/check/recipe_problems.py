@@ -14,7 +14,7 @@ from kdkit.engine.stage.training_batches import batches_per_epoch
 from kdkit.engine.storage.history import KEYS
 from kdkit.errors import DataError, KdkitError, RecipeError, did_you_mean
 from kdkit.losses.base import BuildContext, allows_any_classes, function_of, option_of
-from kdkit.nets.net import NAME_CLASSES, Net, conflict_of_classes
+from kdkit.nets.net import NAME_CLASSES, Net, conflict_of_classes, preparation_of
 from kdkit.recipe.objective import Term, Truth
 from kdkit.recipe.recipe import Recipe, Stage, nets_of, teachers_of
 
@@ -181,10 +181,8 @@ def _cache_of_largest_outputs(recipe: Recipe, context: BuildContext) -> Iterator
 
 def _views_of_other_inputs(recipe: Recipe) -> Iterator[str]:
     for net in nets_of(recipe.stages):
-        describe = getattr(net.view, "describe", None)  # optional, see `View`
         try:
-            if describe and recipe.data.preparation:
-                describe(recipe.data.preparation)
+            preparation_of(net, recipe.data.preparation)
         except RecipeError as error:
             yield f"the view of net {net.name!r} does not suit the data: {error}"
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kdkit.data.batch import Batch, modifications
-from kdkit.errors import RecipeError, describe
+from kdkit.errors import KdkitError, RecipeError, describe, describe_error
 from kdkit.nets.elements import Element
 from kdkit.nets.net import Net
 from kdkit.nets.taps.base import RemoveHook, Tap, TapLike
@@ -94,7 +94,12 @@ class OpenTaps:
                 locate = getattr(slot.tap, "locate", None)  # kdkit's own taps have it
                 if locate is not None:
                     locate(nets)
-                remove_hook = slot.tap.attach(slot)
+                try:
+                    remove_hook = slot.tap.attach(slot)
+                except KdkitError:
+                    raise
+                except Exception as error:  # a user-defined tap may raise anything
+                    raise RecipeError(f"{type(slot.tap).__name__}.attach() raises {describe_error(error)}") from error
                 if not callable(remove_hook):
                     getattr(remove_hook, "remove", lambda: None)()  # it may be the handle of the hook
                     raise RecipeError(
@@ -195,7 +200,10 @@ class Slot:
         self._modifications: int | None = None  # of the captured tensor; None if they are not counted
 
     def __call__(self, tensor: Tensor) -> None:
-        """Capture a tensor, if the slot is open and the tap is on this run of the module."""
+        """Capture a tensor, if the slot is open and the tap is on this run of the module.
+
+        Raises RecipeError in the first pass if a user-defined tap captures something else.
+        """
         if not self.is_open:
             return
         if self._call is not None:
@@ -208,6 +216,9 @@ class Slot:
             self.tensor = tensor.clone()
             return
         if self._in_first_pass:
+            if not isinstance(tensor, Tensor):
+                name, got = type(self.tap).__name__, type(tensor).__name__
+                raise RecipeError(f"the tap on {self.layer} must capture a tensor; {name} passes a {got}")
             self._modifications = modifications(tensor)
             self._copies |= self._modifications is None
             self._fired_again |= self.has_fired

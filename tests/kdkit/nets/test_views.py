@@ -1,6 +1,7 @@
 """Tests of views, and of picking one tensor from the output of a module."""
 
 import pickle
+import re
 from collections import namedtuple
 from types import SimpleNamespace
 
@@ -13,7 +14,8 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from kdkit import Batch, Images, Inputs, Net, RecipeError, View
 from kdkit.nets.elements import pick_tensor
-from tests.helpers.tiny import tiny_data
+from tests.helpers.open_stages import only_problem
+from tests.helpers.tiny import Mlp, one_stage, plain_goal, tiny_data, tiny_net
 
 Pair = namedtuple("Pair", "left right")
 LABELS = torch.zeros(2)
@@ -331,3 +333,37 @@ def test_a_view_that_returns_no_arguments_and_keywords_is_refused():
 
     with pytest.raises(RecipeError, match=r"must return \(args, kwargs\), such as .*; got a Tensor"):
         Net("student", nn.Linear(2, 2), view=Bare())(batch(ONE))
+
+
+@pytest.mark.parametrize(
+    ("call", "got"), [(([ONE], None), "a list and a NoneType"), ((ONE, {}), "a Tensor and a dict")]
+)
+def test_a_view_that_returns_other_arguments_or_keywords_is_refused(call, got):
+    net = Net("student", nn.Linear(2, 2), view=lambda _: call)
+    with pytest.raises(RecipeError, match=f"must return a tuple of arguments and a dict of keywords.*; got {got}"):
+        net(batch(ONE))
+
+
+@pytest.mark.parametrize(
+    ("described", "reason"),
+    [
+        (lambda _: None, "must be a mapping of JSON values; got None"),
+        (lambda _: {"steps": {1}}, "must be a mapping of JSON values: Object of type set is not JSON serializable"),
+        (lambda preparation: preparation["rate"], r"raises KeyError: 'rate' \(.*test_views.py, line \d+\)"),
+    ],
+)
+def test_a_view_that_cannot_describe_its_inputs_is_a_problem_before_the_run(described, reason):
+    class Described(Inputs):
+        def describe(self, preparation):
+            return described(preparation)
+
+    recipe = one_stage(Net("student", Mlp(), view=Described()), plain_goal())
+    recipe.data.preparation = {"steps": []}
+    message = rf"the view of net 'student' does not suit the data: describe\(preparation\) of .* {reason}"
+    assert re.match(message, only_problem(recipe))
+
+
+def test_a_preparation_that_is_not_json_is_a_problem_before_the_run():
+    recipe = one_stage(tiny_net("student"), plain_goal())
+    recipe.data.preparation = {"mean": torch.ones(3)}
+    assert "the preparation of the data must be a mapping of JSON values: Object of type Tensor" in only_problem(recipe)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from torch import nn
 
-from kdkit import Data, Match, Objective, Recipe, RecipeError, Stage, Tap, Training
+from kdkit import Data, Match, Objective, Parallel, Recipe, RecipeError, Stage, Tap, Training, check
 from kdkit.losses import SoftTargets
 from kdkit.metrics import Accuracy, MacroF1
 from kdkit.recipe.recipe import nets_of
@@ -97,6 +97,7 @@ def test_nets_are_listed_once_and_teachers_before_their_students():
     [
         ({"data": [1, 2]}, r"data must be a TorchData\(.*got a list$"),
         ({"schedule": Stage({tiny_net("net"): plain_goal()}, TRAINING)}, "schedule must be a list of stages"),
+        ({"schedule": Parallel}, r"an object with a stages\(\) method; got the class Parallel; did you forget its"),
         (
             {"metrics": ("accuracy",)},
             "a metric must have a name, fit and compute; got 'accuracy'; use one of kdkit.metrics",
@@ -146,3 +147,23 @@ def test_a_recipe_can_run_once():
     with pytest.raises(RecipeError, match="has already run"):
         recipe.require_unused()
     recipe_with().require_unused()
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        (lambda: None, r"stages\(\) of the schedule Mine must return a list of Stage\(...\); got a NoneType"),
+        (lambda: Stage({tiny_net("net"): plain_goal()}, TRAINING), r"must return a list of Stage\(...\); got a Stage"),
+        (lambda: "net", "got a str"),
+        (lambda: [][0], r"stages\(\) of the schedule Mine raises IndexError: .*\(.*test_recipe.py, line \d+\)"),
+        (lambda: ([][number] for number in range(2)), "raises IndexError"),
+    ],
+)
+def test_a_schedule_that_makes_no_stages_is_refused(stages, message):
+    class Mine:
+        def stages(self):
+            return stages()
+
+    recipe = recipe_with(schedule=Mine())
+    with pytest.raises(RecipeError, match=message):
+        check(recipe)

@@ -88,7 +88,7 @@ def breaking(module, put):
         (changing, "the output of the module changes while Custom is open"),
         (cutting, "no gradient flows through"),
         (silent, "does not fire"),
-        (listing, "raises AttributeError with Custom"),
+        (listing, "the tap on Linear must capture a tensor; Custom passes a list"),
         (
             returning_a_handle,
             r"Custom.attach\(\) must return a function .*, such as handle.remove; got <torch.utils.hooks",

@@ -609,6 +609,13 @@ def test_a_net_without_a_class_of_the_data_is_a_problem_and_no_hook_remains():
     assert hooks_of(student.module) == hooks_of(teacher.module) == 0
 
 
+def test_notices_of_data_that_are_one_text_are_refused():
+    recipe = one_stage(tiny_net("student"), plain_goal())
+    recipe.data.notices = "half of the records are of children"
+    with pytest.raises(DataError, match="notices of the data must be a tuple of texts; got the text 'half of the rec"):
+        run(recipe)
+
+
 # Metrics
 
 

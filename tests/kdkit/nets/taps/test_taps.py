@@ -1,6 +1,7 @@
 """Tests of taps: they capture the right tensor, and leave the layer as it was."""
 
 import contextlib
+import re
 
 import pytest
 import torch
@@ -18,9 +19,10 @@ from transformers import (
 )
 
 import kdkit
-from kdkit import AttentionTap, ClassifierTap, Net, RecipeError, Tap, timm_tap
+from kdkit import AttentionTap, ClassifierTap, Match, Net, RecipeError, Tap, timm_tap
 from kdkit.nets.taps import OpenTaps, TapLike
-from tests.helpers.tiny import Mlp, hooks_of
+from tests.helpers.open_stages import only_problem
+from tests.helpers.tiny import Mlp, hooks_of, one_stage, plain_goal, tiny_net
 
 
 def captured(module, tap, *args, **kwargs):
@@ -256,6 +258,29 @@ def test_no_hook_is_left_after_an_exception():
         assert hooks_of(net) == 2  # the hooks are attached inside
         raise ZeroDivisionError
     assert hooks_of(net) == 0
+
+
+@pytest.mark.parametrize(
+    ("attach", "message"),
+    [
+        (lambda _module, _capture: [][0], r"Mine.attach\(\) raises IndexError: .*\(.*test_taps.py, line \d+\)"),
+        (
+            lambda module, capture: module.register_forward_hook(lambda *_: capture(None)).remove,
+            "the tap on Linear .* of net 'student' must capture a tensor; Mine passes a NoneType",
+        ),
+    ],
+)
+def test_a_faulty_tap_is_a_problem_before_the_run(attach, message):
+    class Mine:
+        def __init__(self, module):
+            self.module = module
+
+        def attach(self, capture):
+            return attach(self.module, capture)
+
+    student, teacher = tiny_net("student"), tiny_net("teacher", trained=True)
+    match = Match(teacher, nn.MSELoss(), student=Mine(student.module.head), target=Tap(teacher.module.head))
+    assert re.search(message, only_problem(one_stage(student, plain_goal() + match)))
 
 
 def test_no_hook_is_left_if_one_tap_cannot_be_attached():
