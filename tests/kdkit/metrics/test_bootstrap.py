@@ -222,6 +222,23 @@ def test_intervals_of_accuracy_have_nominal_coverage():
     assert 0.86 <= covered / 400 <= 0.94  # 0.9 plus or minus 2.7 standard errors
 
 
+@pytest.mark.parametrize(("groups", "coverage"), [(3, 0.72), (5, 0.84), (10, 0.9)])
+def test_intervals_over_few_groups_are_too_narrow_by_as_much_as_their_notice_says(groups, coverage):
+    random, contain = np.random.default_rng(0), []
+    for _ in range(300):
+        shares = random.beta(8, 4, groups).repeat(40)  # the accuracy of each person; 8 / 12 on average
+        predicted = (random.random(len(shares)) > shares).astype(int)
+        predictions = Predictions(
+            labels=np.zeros(len(shares), int),
+            outputs=np.eye(2)[predicted],
+            classes=("a", "b"),
+            groups=np.arange(groups).repeat(40),
+        )
+        low, high = BootstrapInterval(Accuracy(), resamples=300).compute(predictions).interval
+        contain.append(low <= 8 / 12 <= high)
+    assert np.mean(contain) == pytest.approx(coverage, abs=0.04)
+
+
 def test_intervals_of_the_roc_area_have_nominal_coverage():
     """Outputs of positives are one standard deviation larger, so the area is Phi(1 / sqrt 2)."""
     random = np.random.default_rng(1)

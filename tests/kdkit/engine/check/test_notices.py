@@ -620,8 +620,19 @@ def test_groups_that_are_in_two_splits_are_noticed():
     plan = plan_of_groups(torch.arange(count), torch.tensor([3, 3, 3, count, 4, count]))
     assert any("2 of the 3 groups of the test data are in the train data too: " in notice for notice in plan.notices)
     apart = plan_of_groups(torch.arange(count), torch.arange(6) + count)
-    assert not any("groups" in notice for notice in apart.notices)
-    assert not any("groups" in notice for notice in plan_of_groups(None, torch.arange(6)).notices)
+    assert not any("train data too" in notice for notice in apart.notices)
+    assert not any("train data too" in notice for notice in plan_of_groups(None, torch.arange(6)).notices)
+
+
+@pytest.mark.parametrize(("groups", "noticed"), [(1, False), (3, True), (9, True), (10, False)])
+def test_a_test_split_of_few_groups_is_noticed(groups, noticed):
+    inputs = torch.randn(20, 4)
+    rows = TensorDataset(inputs, torch.arange(20) % 3)
+    data = TorchData(rows, rows, rows)
+    data.test.groups = torch.arange(20) % groups
+    plan = check(replace(one_stage(tiny_net("student"), plain_goal()), data=data))
+    text = f"the test data have {groups} groups, and intervals over so few are too narrow"
+    assert any(text in notice for notice in plan.notices) is noticed
 
 
 class NamedSplit(Split):
