@@ -106,17 +106,28 @@ def examine_versions(findings: list[Finding]) -> dict[str, str]:
     else:
         versions["torch"] = str(torch.__version__)
         versions["import of torch"] = f"{time.perf_counter() - began:.1f} s"
-    for name, least in _requirements(""):
+    required = _required_versions("kdkit", findings)
+    return versions | {name: version for name, version in required.items() if name != "torch"}
+
+
+def _required_versions(package: str, findings: list[Finding]) -> dict[str, str]:
+    """Return the versions of the packages that a package requires. Missing, too old and too new ones are broken."""
+    versions = {}
+    for name, least, below in _requirements("", package):
+        advice = f"pip install '{name}{','.join([f'>={least}', *([f'<{below}'] if below else [])])}'"
         try:
-            version = importlib.metadata.version(name)
+            # kdkit may be imported from a folder.
+            versions[name] = version = __version__ if name == "kdkit" else importlib.metadata.version(name)
         except PackageNotFoundError:
-            findings.append(Finding(True, f"{name} is not installed", f"pip install '{name}>={least}'"))
+            of_plugin = "" if package == "kdkit" else f", which {package} needs"
+            findings.append(Finding(True, f"{name} is not installed{of_plugin}", advice))
             continue
-        if name != "torch":
-            versions[name] = version
         if _numbers(version) < _numbers(least):
-            problem = f"{name} {version} is too old; kdkit needs {least} or newer"
-            findings.append(Finding(True, problem, f"pip install '{name}>={least}'"))
+            problem = f"{name} {version} is too old; {package} needs {least} or newer"
+            findings.append(Finding(True, problem, advice))
+        if below and _numbers(version) >= _numbers(below):
+            problem = f"{name} {version} is too new; {package} needs a version below {below}"
+            findings.append(Finding(True, problem, f"update {package}, or {advice}"))
     return versions
 
 
@@ -166,7 +177,10 @@ def examine_threads(findings: list[Finding]) -> dict[str, int | str]:
 
 
 def examine_plugins(findings: list[Finding]) -> dict[str, str]:
-    """Load all plugins and everything that they register. A skipped plugin is reported as broken."""
+    """Load all plugins and everything that they register. A skipped plugin is reported as broken.
+
+    So is one whose package requires another version of kdkit or of a package.
+    """
     from kdkit.plugins.manager import GROUP, installed
     from kdkit.plugins.registry import REGISTRIES
 
@@ -187,7 +201,11 @@ def examine_plugins(findings: list[Finding]) -> dict[str, str]:
             problem = f"plugin {name!r} takes {load:.1f} s to load, which delays every command, even `kdkit --help`"
             findings.append(Finding(False, problem, "import heavy packages inside its hooks"))
     if seconds > _SLOW_IMPORT:
-        problem = f"plugins take {seconds:.1f} s to register, which delays `kdkit list` and every run"
+        slowest, most = max(plugins.register_seconds.items(), key=lambda item: item[1])
+        problem = (
+            f"plugins take {seconds:.1f} s to register, of which {slowest!r} takes {most:.1f} s, which delays `kdkit "
+            "list` and every run"
+        )
         findings.append(Finding(False, problem, "import heavy packages only when a registered object is called"))
     described = {}
     for name in ("kdkit", *sorted(points)):
@@ -195,23 +213,41 @@ def examine_plugins(findings: list[Finding]) -> dict[str, str]:
         distribution = points[name].dist if name in points else None
         package = "" if distribution is None else f" of {distribution.name} {distribution.version}"
         described[name] = f"{entries} entries{package}" if plugins.manager.has_plugin(name) else f"skipped{package}"
+    for package in _packages_of_plugins():
+        _required_versions(package, findings)
     return {**described, "time to register": f"{seconds:.1f} s"}
 
 
 def examine_extras(_findings: list[Finding]) -> dict[str, str]:
-    """Return the extras of kdkit, and which packages of each are missing."""
+    """Return the extras of kdkit and of the packages of plugins, and which packages of each are missing."""
     try:
-        names = importlib.metadata.metadata("kdkit").get_all("Provides-Extra") or []
+        extras = _extras_of("kdkit")
     except PackageNotFoundError:
-        return {"unknown": "kdkit is not installed, but imported from a folder"}
+        extras = {"unknown": "kdkit is not installed, but imported from a folder"}
+    for package in _packages_of_plugins():
+        extras |= {f"{package}[{extra}]": state for extra, state in _extras_of(package).items()}
+    return extras
+
+
+def _extras_of(package: str) -> dict[str, str]:
+    """Return the extras of a package, and which packages of each are missing."""
     extras = {}
-    for extra in names:
+    for extra in importlib.metadata.metadata(package).get_all("Provides-Extra") or []:
         if extra in _NOT_FOR_USERS:
             continue
-        missing = [name for name, _least in _requirements(extra) if not any(Distribution.discover(name=name))]
-        hint = f"without {', '.join(missing)}: pip install 'kdkit[{extra}]'"
+        names = [requirement.name for requirement in _requirements(extra, package)]
+        missing = [name for name in names if not any(Distribution.discover(name=name))]
+        hint = f"without {', '.join(missing)}: pip install '{package}[{extra}]'"
         extras[extra] = hint if missing else "installed"
     return extras
+
+
+def _packages_of_plugins() -> list[str]:
+    """Return the names of the packages that have plugins, without kdkit."""
+    from kdkit.plugins.manager import GROUP
+
+    distributions = [point.dist for point in importlib.metadata.entry_points(group=GROUP)]
+    return sorted({found.name for found in distributions if found is not None} - {"kdkit"})
 
 
 def examine_folders(runs: Path, findings: list[Finding]) -> dict[str, str]:
@@ -274,17 +310,27 @@ def _measure_disk(folder: Path) -> tuple[float, float]:
     return _WRITTEN / seconds, sorted(durations)[2]
 
 
-def _requirements(extra: str) -> Iterator[tuple[str, str]]:
-    """Yield the packages that kdkit or one of its extras requires, with their lowest versions."""
+class Requirement(NamedTuple):
+    """A package that another one requires, with its lowest version, and the version that is too new; "" for none."""
+
+    name: str
+    least: str
+    below: str
+
+
+def _requirements(extra: str, package: str) -> Iterator[Requirement]:
+    """Yield what a package or one of its extras requires. Requirements of some platforms or Pythons are left out."""
     try:
-        lines = importlib.metadata.requires("kdkit") or []
+        lines = importlib.metadata.requires(package) or []
     except PackageNotFoundError:
         return
     for line in lines:
-        requirement = re.match(r"([\w.-]+)\s*(?:>=\s*([\w.]+))?", line)
-        marker = re.search(r"""extra == ["']([\w-]+)["']""", line)
-        if requirement is not None and (marker[1] if marker else "") == extra:
-            yield requirement[1], requirement[2] or "0"
+        versions, _, marker = line.partition(";")
+        name = re.match(r"[\w.-]+", versions)
+        of_extra = re.fullmatch(r"""\s*extra\s*==\s*["']([\w.-]+)["']\s*""", marker)
+        if name is not None and (of_extra[1] if of_extra else marker.strip()) == extra:
+            least, below = re.search(r">=\s*([\w.]+)", versions), re.search(r"<\s*([\w.]+)", versions)
+            yield Requirement(name[0], least[1] if least else "0", below[1] if below else "")
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -88,6 +88,7 @@ class Plugins:
         self.manager = pluggy.PluginManager(GROUP)
         self.manager.add_hookspecs(hooks)
         self.load_seconds: dict[str, float] = {}  # of installed plugins, which delay every command
+        self.register_seconds: dict[str, float] = {}  # of all plugins, which delay `kdkit list` and every run
         self._installed: set[str] = set()
         self._registries: dict[str, Registry] | None = None  # built at the first use, and after each change
 
@@ -205,8 +206,11 @@ class Plugins:
                     # Skip only this entry, not those that follow.
                     warnings.warn(f"{error}; this entry is skipped", PluginWarning, stacklevel=3)
 
+            began = time.perf_counter()
             with self.errors_of(plugin, f"register its {kind}"):
                 call(register)
+            seconds = time.perf_counter() - began
+            self.register_seconds[plugin] = self.register_seconds.get(plugin, 0.0) + seconds
         return registry
 
     def _explain(self, error: pluggy.PluginValidationError, plugin: object, name: str) -> str:

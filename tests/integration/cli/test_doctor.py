@@ -44,6 +44,37 @@ def test_a_broken_plugin_is_named_and_the_exit_code_is_1(kdkit_process, tmp_path
     assert "reinstall or update its package" in result.out
 
 
+def test_the_packages_and_the_versions_that_a_plugin_needs_are_examined(kdkit_process, tmp_path):
+    site = install_plugin("good", tmp_path / "site")
+    with Path(site, "kdkit_good-1.0.dist-info", "METADATA").open("a") as file:
+        file.write(
+            "Requires-Dist: kdkit<0.1,>=0.0.5\n"
+            "Requires-Dist: numpy>=999\n"
+            "Requires-Dist: a-package-that-does-not-exist>=2\n"
+            'Requires-Dist: another-one; python_version < "3"\n'
+            'Requires-Dist: another-reader; extra == "edf"\n'
+            "Provides-Extra: edf\n"
+        )
+    result = kdkit_process("doctor", PYTHONPATH=site)
+    assert result.code == 1
+    version = kdkit.__version__
+    assert f"broken: kdkit {version} is too new; kdkit-good needs a version below 0.1\n" in result.out
+    assert "update kdkit-good, or pip install 'kdkit>=0.0.5,<0.1'" in result.out
+    assert "is too old; kdkit-good needs 999 or newer" in result.out
+    assert "a-package-that-does-not-exist is not installed, which kdkit-good needs" in result.out
+    assert "another-one" not in result.out
+    assert "kdkit-good[edf]" in result.out
+    assert "without another-reader: pip install 'kdkit-good[edf]'" in result.out
+
+
+def test_the_plugin_that_takes_longest_to_register_is_named(monkeypatch):
+    monkeypatch.setattr(doctor, "_SLOW_IMPORT", -1.0)
+    _facts, findings = doctor.examine(Path("runs"))
+    (slow,) = [finding for finding in findings if "to register, of which" in finding.problem]
+    assert not slow.broken
+    assert "'kdkit' takes" in slow.problem or "'ecg' takes" in slow.problem
+
+
 def test_threads_above_the_cores_of_a_container_and_a_slow_plugin_are_notes(monkeypatch):
     monkeypatch.setattr(doctor, "_SLOW_PLUGIN", -1.0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 16)
@@ -59,8 +90,8 @@ def test_threads_above_the_cores_of_a_container_and_a_slow_plugin_are_notes(monk
 
 
 def test_a_package_that_is_missing_or_too_old_is_broken(monkeypatch):
-    requirements = [("torch", "2.0"), ("numpy", "999"), ("a-package-that-does-not-exist", "1.0")]
-    monkeypatch.setattr(doctor, "_requirements", lambda extra: requirements if not extra else [])
+    requirements = [("torch", "2.0", ""), ("numpy", "999", ""), ("a-package-that-does-not-exist", "1.0", "")]
+    monkeypatch.setattr(doctor, "_requirements", lambda extra, package: requirements if not extra else [])
     _facts, findings = doctor.examine(Path("runs"))
     problems = [finding.problem for finding in findings if finding.broken]
     assert any("kdkit needs 999" in problem for problem in problems)
