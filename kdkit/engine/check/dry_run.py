@@ -1,7 +1,7 @@
 """Run an open stage once on a tiny batch, which shows the shapes, builds the losses and reveals most mistakes."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -138,11 +138,46 @@ def _run_in_eval_mode(facts: Facts) -> Iterator[str]:
         if facts.context.position_dims and not facts.context.has_labels and all(taps):
             continue  # in a Distiller, which has no validation, nothing uses these outputs
         net.network.eval()
+        parts = set(net.network.modules())
+        watched = [tap for tap in facts.module.open_taps.taps if tap.module in parts and not _is_tap_of_kdkit(tap)]
         try:
-            with torch.no_grad():
+            with torch.no_grad(), _notice_changes(watched, facts):
                 facts.eval_outputs[net.name] = net.first_pass(facts.batch)
         except Exception as error:  # a network may raise anything
             yield describe_failure(net, facts.batch, error)
+
+
+def _is_tap_of_kdkit(tap: TapLike) -> bool:
+    return type(tap).__module__.startswith("kdkit.nets.taps.")
+
+
+@contextmanager
+def _notice_changes(taps: Sequence[TapLike], facts: Facts) -> Iterator[None]:
+    """Add a notice for each user-defined tap whose hook changes the output of its module in a forward pass."""
+    before: dict[nn.Module, tuple[Any, list[int | None]]] = {}
+    changed: list[nn.Module] = []
+
+    def remember(module: nn.Module, _args: Any, output: Any) -> None:
+        before[module] = output, [*map(modifications, nested_tensors(output))]
+
+    def compare(module: nn.Module, _args: Any, output: Any) -> None:
+        value, counts = before[module]
+        if output is not value or counts != [*map(modifications, nested_tensors(output))]:
+            changed.append(module)
+
+    modules = {tap.module for tap in taps}
+    with ExitStack() as handles:
+        for module in modules:
+            handles.callback(module.register_forward_hook(remember, prepend=True).remove)
+            handles.callback(module.register_forward_hook(compare).remove)
+        yield
+    facts.notices += [
+        f"the output of {type(tap.module).__name__}, which {type(tap).__name__} taps, is changed by a hook: if it is "
+        "that of the tap, the network is trained with the changed output, but tested and exported without the tap; "
+        "pass a copy to capture, and return None from the hook"
+        for tap in taps
+        if tap.module in changed
+    ]
 
 
 def _build_losses(facts: Facts) -> Iterator[str]:

@@ -283,6 +283,30 @@ def test_a_faulty_tap_is_a_problem_before_the_run(attach, message):
     assert re.search(message, only_problem(one_stage(student, plain_goal() + match)))
 
 
+@pytest.mark.parametrize(
+    ("hook", "noticed"),
+    [
+        (lambda capture, output: capture(output), False),
+        (lambda capture, output: capture(output) or 2 * output, True),
+        (lambda capture, output: capture(output.clone()) or print(output.mul_(2), end=""), True),
+    ],
+)
+def test_a_tap_that_changes_its_network_is_noticed(hook, noticed):
+    class Mine:
+        def __init__(self, module):
+            self.module = module
+
+        def attach(self, capture):
+            return self.module.register_forward_hook(lambda _module, _args, output: hook(capture, output)).remove
+
+    student, teacher = tiny_net("student"), tiny_net("teacher", trained=True)
+    match = Match(teacher, nn.MSELoss(), student=Mine(student.module.head), target=Tap(teacher.module.head))
+    plan = kdkit.check(one_stage(student, plain_goal() + match))
+    plan.require()
+    assert any("the output of Linear, which Mine taps, is changed by" in text for text in plan.notices) is noticed
+    assert hooks_of(student.module) == 0
+
+
 def test_no_hook_is_left_if_one_tap_cannot_be_attached():
     class Broken:
         module = nn.Identity()
