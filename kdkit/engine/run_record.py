@@ -4,8 +4,10 @@ import hashlib
 import platform
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +115,7 @@ def run_record(recipe: Recipe, plan: Plan, options: RunOptions, device: torch.de
         "teacher_cache": recipe.teacher_cache.form,
         "notices": list(notices(recipe, plan)),
         "versions": versions(),
+        "plugin_code": plugin_code(),
         "platform": platform.platform(),
     }
 
@@ -147,6 +150,28 @@ def versions() -> dict[str, str]:
     plugins = {package.name: package.version for package in sorted(packages, key=lambda package: package.name)}
     own = {"kdkit": __version__, "torch": torch.__version__, "python": platform.python_version()}
     return own | {name: version for name, version in plugins.items() if name not in own}
+
+
+def plugin_code() -> dict[str, str]:
+    """Return a digest of the Python files of each package with installed plugins, except for kdkit.
+
+    The version of a package that is being written stays the same.
+    """
+    digests = {}
+    for point in entry_points(group="kdkit"):
+        if point.dist is None or point.dist.name == "kdkit":
+            continue
+        with suppress(ImportError, OSError, ValueError):  # a broken package, which is skipped with a warning
+            spec = find_spec(point.module.partition(".")[0])
+            folders = [*map(Path, (spec and spec.submodule_search_locations) or ())]
+            files = [(file.relative_to(folder), file) for folder in folders for file in folder.rglob("*.py")]
+            if spec is not None and spec.origin is not None and not folders:
+                files = [(Path(spec.name), Path(spec.origin))]
+            digest = hashlib.sha256()
+            for name, file in sorted(files):
+                digest.update(f"{name.as_posix()}:".encode() + hashlib.sha256(file.read_bytes()).digest())
+            digests[point.dist.name] = digest.hexdigest()[:16]
+    return digests
 
 
 def settings_of(plan: Plan, options: RunOptions) -> dict[str, str | int | float | bool]:

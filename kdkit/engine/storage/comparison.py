@@ -23,6 +23,7 @@ _CONDITIONS = (
     "precision",
     "deterministic",
     "versions",
+    "plugin_code",
     "platform",
 )
 _RESULTS = ("*/weights*.safetensors", "*/predictions-*.safetensors", f"*/{HISTORY}", METRICS)

@@ -89,6 +89,7 @@ class RunFolder:
                 f"{path} holds a run that differs in its {'; and in its '.join(changes)}; resume it as it was started, "
                 "choose another folder, or resume it with these changes (--force, or force=True)"
             )
+        _warn_of_other_plugins(path, before, current)
         with _explain_unwritable(path):
             if tidy:
                 delete_temporary_files(path)
@@ -285,6 +286,21 @@ def _changes(before: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]
             expected, actual = map(shortened, differing(expected, actual))
             changes.append(f"{key.replace('_', ' ')}: expected {expected}, got {actual}{_HINTS.get(key, '')}")
     return changes
+
+
+def _warn_of_other_plugins(path: Path, before: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    """Warn of packages of plugins that have changed since a run began. The recipe may use them or not."""
+    code = [mapping(record, "plugin_code") for record in (before, current)]
+    versions = [mapping(record, "versions") for record in (before, current)]
+    for name in code[0]:
+        if code[0][name] != code[1].get(name):
+            expected, actual = (shortened(record.get(name, "not installed"), 60) for record in versions)
+            change = "its files differ" if expected == actual else f"then {expected}, now {actual}"
+            warnings.warn(
+                f"the package {name} of a plugin has changed since {path} began ({change}); if the recipe uses it, the "
+                "results are those of no single version: start a new run",
+                stacklevel=3,
+            )
 
 
 def _warn_of_unchanged_stages(path: Path) -> None:

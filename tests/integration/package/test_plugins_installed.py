@@ -73,6 +73,12 @@ def test_a_plugin_adds_a_loss_a_schedule_and_callbacks_to_a_run(recipe_file, tmp
         path = Path(stage_folder) / "weights.safetensors"
         assert (tmp_path / "run" / path).read_bytes() == (tmp_path / "unlogged" / path).read_bytes()
 
+    with Path(site, "kdkit_good.py").open("a") as file:
+        file.write("# changed\n")
+    changed = kdkit_process("run", "--resume", "run", **env)
+    assert changed.code == 0, changed
+    assert "the package kdkit-good of a plugin has changed since run began (its files differ)" in changed.err
+
 
 def test_entries_of_a_plugin_are_listed_under_its_name_and_its_command_works(tmp_path, kdkit_process):
     site = install_plugin("good", tmp_path / "site")

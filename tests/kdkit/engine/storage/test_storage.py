@@ -236,6 +236,23 @@ def test_a_run_that_is_forced_to_resume_names_the_stages_to_which_the_changes_do
     RunFolder.reopen(run, {**RECORD, "seed": 1}, force=True)  # nothing has changed
 
 
+@pytest.mark.parametrize(
+    ("version", "code", "change"),
+    [
+        ("1", {"sleep": "b"}, "its files differ"),
+        ("2", {"sleep": "b"}, "then '1', now '2'"),
+        (None, {}, "then '1', now 'not installed'"),
+    ],
+)
+def test_a_plugin_that_has_changed_since_the_run_began_is_a_warning(tmp_path, version, code, change):
+    before = {**RECORD, "plugin_code": {"sleep": "a"}, "versions": {"sleep": "1"}}
+    RunFolder.create(tmp_path / "run", before, None)
+    RunFolder.reopen(tmp_path / "run", {**before, "plugin_code": {"sleep": "a", "other": "c"}})  # without a warning
+    versions = {"sleep": version} if version else {}
+    with pytest.warns(UserWarning, match=rf"the package sleep of a plugin has changed since .*run began \({change}\)"):
+        RunFolder.reopen(tmp_path / "run", {**before, "plugin_code": code, "versions": versions})
+
+
 def test_a_folder_without_a_run_cannot_be_resumed(tmp_path):
     with pytest.raises(RunFolderError, match=r"there is no run\.json in it"):
         RunFolder.reopen(tmp_path, RECORD)
