@@ -1,7 +1,7 @@
 """The page of a report: the contents of its sections, rendered with a template."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -30,10 +30,16 @@ class Section:
     """A section that a plugin adds to a report with the hook `report_sections`.
 
     title: of its tab. html: its content, which is inserted unchanged: escape everything that comes from data.
+    Raises RecipeError if one of them is not a text.
     """
 
     title: str
     html: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.title, str) or not isinstance(self.html, str):
+            kinds = f"a {type(self.title).__name__} and a {type(self.html).__name__}"
+            raise RecipeError(f"the title and the html of a Section must be texts; got {kinds}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,13 +147,15 @@ def _added_sections(report: Report) -> list[dict[str, Any]]:
     plugins = installed()
     for plugin, call in reversed([*plugins.implementations("report_sections")]):  # the order in which pluggy calls them
         with plugins.errors_of(plugin, "add its sections to the report"):
-            added = list(call(report) or ())
-            for section in added:
-                if not isinstance(section, Section):
-                    raise RecipeError(
-                        "report_sections must return a list of kdkit.report.Section(title, html); got "
-                        f"{type(section).__name__}"
-                    )
+            returned = call(report) or ()
+            is_list = isinstance(returned, Iterable) and not isinstance(returned, str)
+            added = [*returned] if is_list else []
+            wrong = [section for section in added if not isinstance(section, Section)] if is_list else [returned]
+            if wrong:
+                raise RecipeError(
+                    "report_sections must return a list of kdkit.report.Section(title, html); got "
+                    f"{'a list with ' if is_list else ''}a {type(wrong[0]).__name__}"
+                )
             sections += added
     identifiers = [re.sub(r"[^a-z0-9]+", "-", section.title.lower()).strip("-") or "section" for section in sections]
     return [

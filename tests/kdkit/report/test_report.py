@@ -625,11 +625,37 @@ def test_plugins_add_sections(runs, tmp_path):
 
     installed().add(Broken(), "test-broken", installed=True)
     installed().add(Plugin(), "test-sections")
-    with pytest.warns(PluginWarning, match="plugin 'test-broken' cannot add its sections .*; got str"):
+    with pytest.warns(PluginWarning, match="plugin 'test-broken' cannot add its sections .*; got a list with a str"):
         page = report_page(runs / "seed0", out=tmp_path / "report.html")
     assert "1 run of student" in page.text
     assert "of a plugin" not in page.text
     assert any(attributes.get("data-tab") == "Records & more" for attributes in page.all("section"))
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        (
+            lambda: Section("Nights", "<p></p>"),
+            r"must return a list of kdkit.report.Section\(title, html\); got a Section",
+        ),
+        (lambda: "<p></p>", "got a str"),
+        (
+            lambda: [Section("Nights", None)],
+            "the title and the html of a Section must be texts; got a str and a NoneType",
+        ),
+    ],
+)
+def test_sections_of_another_form_are_left_out_with_a_warning(runs, tmp_path, sections, message):
+    class Plugin:
+        @kdkit.hookimpl
+        def report_sections(self):
+            return sections()
+
+    installed().add(Plugin(), "test-form", installed=True)
+    with pytest.warns(PluginWarning, match=f"plugin 'test-form' cannot add its sections to the report: .*{message}"):
+        page = report_page(runs / "seed0", out=tmp_path / "report.html")
+    assert not any(attributes.get("data-tab") == "Nights" for attributes in page.all("section"))
 
 
 def test_no_code_of_the_recipe_is_run(runs, tmp_path):
