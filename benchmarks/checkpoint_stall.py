@@ -24,7 +24,7 @@ from torch.utils.data import TensorDataset
 import kdkit
 from kdkit.engine.storage import run_files, stage_folder
 from kdkit.engine.training import stage_checkpoints
-from kdkit.utils.cores import usable_cores
+from kdkit.utils.processes import usable_cores
 
 STEPS, EVERY, WIDTH, LAYERS, BATCH = 40, 10, 2500, 4, 8
 

@@ -11,10 +11,10 @@ import click
 from kdkit import DataError
 from kdkit.errors import did_you_mean
 from kdkit.utils.console import make_console
-from kdkit.utils.cores import usable_cores
 from kdkit.utils.files import output_errors, require_output, require_output_folder, write_output
+from kdkit.utils.paths import UserPath
 from kdkit.utils.printable import echo, printable
-from kdkit.utils.user_paths import UserPath
+from kdkit.utils.processes import usable_cores
 from kdkit_ecg.leads import LEADS, standard_names
 
 # Each command imports its implementation when it runs: requests and torch would slow down `kdkit --help`.

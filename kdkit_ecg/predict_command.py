@@ -9,8 +9,8 @@ import click
 
 from kdkit import DataError
 from kdkit.utils.files import exists, is_file, require_output, write_output
+from kdkit.utils.paths import UserPath
 from kdkit.utils.printable import echo
-from kdkit.utils.user_paths import UserPath
 from kdkit_ecg.utils.record_files import CSV_SUFFIX, RECORD_SUFFIXES, SIGNAL_SUFFIXES, UNREAD_FORMATS, kind_of
 
 # The implementation is imported when the command runs: numpy would slow down `kdkit --help`.

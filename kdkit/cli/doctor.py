@@ -20,8 +20,8 @@ import click
 from kdkit import __version__
 from kdkit.cli.options import PATH
 from kdkit.errors import PluginWarning, first_line
-from kdkit.utils.cores import usable_cores
 from kdkit.utils.printable import echo
+from kdkit.utils.processes import usable_cores
 from kdkit.utils.reprs import format_bytes
 
 _SLOW_FSYNC = 0.05  # s; a checkpoint calls fsync several times

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from kdkit.utils.user_paths import UserPath
+from kdkit.utils.paths import UserPath
 
 PATH = UserPath()
 LOGGERS = ("csv", "jsonl", "tensorboard", "trackio", "mlflow", "wandb")

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from kdkit.data.batch import Batch
 from kdkit.data.dataset import LoaderSplit, Split, WorkerInit
 from kdkit.data.order import rows_of_batches
-from kdkit.utils.cores import usable_cores
+from kdkit.utils.processes import usable_cores
 from kdkit.utils.randomness import seed_everything, seeded_on_cpu
 from kdkit.utils.seeds import derive_seed
 

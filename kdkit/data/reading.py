@@ -22,7 +22,7 @@ from kdkit.data.label_check import DeferredLabelCheck, LabelCheck
 from kdkit.data.loading import RowBatches, load_ahead
 from kdkit.data.read_errors import explain_unreadable, raise_explained
 from kdkit.errors import DataError
-from kdkit.utils.cores import usable_cores
+from kdkit.utils.processes import usable_cores
 from kdkit.utils.randomness import preserve_rng_state
 from kdkit.utils.reprs import describe_numbers
 

@@ -9,7 +9,7 @@ import torch
 
 from kdkit.errors import KdkitError, PluginWarning, describe_error, shows_tracebacks
 from kdkit.plugins.events import StopTraining
-from kdkit.utils.working_directory import preserve_working_directory
+from kdkit.utils.paths import preserve_working_directory
 
 _MAY_STOP = ("step_ended", "epoch_ended")  # hooks that are called during the training of a stage
 

@@ -21,10 +21,10 @@ from kdkit.nets.weights import find_weights, load_weights, names_in_run
 from kdkit.recipe.recipe import Recipe, as_recipe, nets_of
 from kdkit.utils.devices import default_modes
 from kdkit.utils.files import is_file
+from kdkit.utils.paths import user_path
 from kdkit.utils.randomness import exclusive_rng_state, seed_everything
 from kdkit.utils.reprs import describe_names
 from kdkit.utils.seeds import SeedPurpose, derive_seed
-from kdkit.utils.user_paths import user_path
 from kdkit.utils.validation import validate_choice
 
 

@@ -10,8 +10,8 @@ import torch
 from kdkit.errors import RecipeError, describe, did_you_mean
 from kdkit.recipe.training import Training
 from kdkit.utils.devices import Precision, find_device
+from kdkit.utils.paths import user_path
 from kdkit.utils.signatures import parameters_by_name
-from kdkit.utils.user_paths import user_path
 from kdkit.utils.validation import (
     is_number,
     parse_interval,

@@ -51,9 +51,9 @@ from kdkit.recipe.recipe import Recipe, Stage, as_recipe, stage_dependencies
 from kdkit.recipe.recipe_code import arguments_of, code_of, source_file
 from kdkit.utils import collectives
 from kdkit.utils.devices import default_modes, deterministic
+from kdkit.utils.paths import preserve_working_directory, working_directory
 from kdkit.utils.randomness import exclusive_rng_state, seed_everything
 from kdkit.utils.signatures import parameters_by_name
-from kdkit.utils.working_directory import preserve_working_directory, working_directory
 
 _INTERRUPTED = (
     "kdkit: the attribute `result` of this exception has the history, the networks and the metrics so far; in a "

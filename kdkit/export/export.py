@@ -16,8 +16,8 @@ from kdkit.plugins.manager import registry
 from kdkit.recipe.recipe import Recipe
 from kdkit.utils.devices import default_modes
 from kdkit.utils.files import require_output
+from kdkit.utils.paths import user_path
 from kdkit.utils.randomness import exclusive_rng_state
-from kdkit.utils.user_paths import user_path
 
 
 @default_modes()

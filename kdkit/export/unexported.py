@@ -16,7 +16,7 @@ from kdkit.export.options import ExportOptions
 from kdkit.export.source import ExportSource
 from kdkit.recipe.recipe import Recipe, as_recipe
 from kdkit.utils.modules import eval_mode
-from kdkit.utils.user_paths import user_path
+from kdkit.utils.paths import user_path
 
 
 def open_net(

@@ -12,8 +12,8 @@ from kdkit.errors import RunFolderError, first_line
 from kdkit.loggers.base import Logger, Values, hyperparameters
 from kdkit.plugins.events import RunStarted
 from kdkit.utils.files import append, exists, read_file, to_json, write
+from kdkit.utils.paths import user_path
 from kdkit.utils.read_json import parse_json
-from kdkit.utils.user_paths import user_path
 
 Row = dict[str, Any]
 _POSITION = ("step", "stage", "epoch")  # the first columns; the last two are empty at the end of a run

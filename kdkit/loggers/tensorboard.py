@@ -6,7 +6,7 @@ from typing import Any
 from kdkit.errors import RunFolderError
 from kdkit.loggers.base import Logger, Values, hyperparameters, require_package
 from kdkit.plugins.events import RunStarted
-from kdkit.utils.user_paths import user_path
+from kdkit.utils.paths import user_path
 
 
 class TensorBoardLogger(Logger):

@@ -19,7 +19,7 @@ from kdkit.nets.views import Call, Inputs, View, as_view
 from kdkit.nets.weights import LoadedWeights, load_weights
 from kdkit.utils.devices import find_device
 from kdkit.utils.modules import copy_with_module, eval_mode, uncompiled
-from kdkit.utils.user_paths import user_path
+from kdkit.utils.paths import user_path
 from kdkit.utils.validation import is_whole_number, validate_name, validate_switches
 
 # Parts of a preparation that do not change what a number in the inputs means, or that others have in detail.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kdkit.errors import RecipeError, first_line
-from kdkit.utils.user_paths import user_path
+from kdkit.utils.paths import user_path
 
 
 class OnnxModel:

@@ -17,10 +17,10 @@ from kdkit.report.formats import DASH, bounds, count, metric_title, plain, size
 from kdkit.report.runs import ReportedRun, matched_teachers, nets_by_role, terms_of, weight_of
 from kdkit.report.verdict import Verdict, verdicts_of
 from kdkit.utils.files import exists, require_output, write_output
+from kdkit.utils.paths import user_path
 from kdkit.utils.printable import printable
 from kdkit.utils.read_json import mapping
 from kdkit.utils.reprs import distinct_notes
-from kdkit.utils.user_paths import user_path
 
 CARD = "README.md"  # as the hub expects it
 _LICENSES = "https://huggingface.co/docs/hub/repositories-licenses"

@@ -20,9 +20,9 @@ from kdkit.report.runs import ReportedRun, read_runs
 from kdkit.report.training import training
 from kdkit.report.verdict import Verdict, headline_of, verdicts_of
 from kdkit.utils.files import require_output, write_output
+from kdkit.utils.paths import user_path
 from kdkit.utils.printable import LINE_CHARACTERS, printable
 from kdkit.utils.reprs import describe_count, describe_names
-from kdkit.utils.user_paths import user_path
 
 
 @dataclass(frozen=True, slots=True)

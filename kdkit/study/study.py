@@ -30,8 +30,8 @@ from kdkit.study.workers.processes import Processes
 from kdkit.study.workers.ray import Cluster, RayWorkers
 from kdkit.utils.files import exists, is_file
 from kdkit.utils.locks import FileLock
+from kdkit.utils.paths import user_path
 from kdkit.utils.reprs import describe_count, describe_names, first_three
-from kdkit.utils.user_paths import user_path
 
 _ADVICE = "choose another folder (--out FOLDER, or folder=FOLDER in Python)"
 

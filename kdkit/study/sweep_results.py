@@ -13,8 +13,8 @@ import numpy as np
 from kdkit.metrics.comparison import Comparison
 from kdkit.utils.console import format_number
 from kdkit.utils.files import to_json, write_output
+from kdkit.utils.paths import user_path
 from kdkit.utils.reprs import describe_count, describe_names
-from kdkit.utils.user_paths import user_path
 
 LEVEL = 0.95  # of all comparisons together
 _SHOWN = 20  # cells in the repr

@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 from kdkit.errors import RecipeError, describe
 from kdkit.recipe.recipe import Recipe
+from kdkit.utils.paths import preserve_working_directory
 from kdkit.utils.randomness import preserve_rng_state, seed_everything
 from kdkit.utils.validation import validate_name
-from kdkit.utils.working_directory import preserve_working_directory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

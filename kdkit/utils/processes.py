@@ -1,9 +1,19 @@
-"""Start Python processes that receive no signals from a terminal or a scheduler."""
+"""Start Python processes, and count the CPU cores that they may use. Without torch."""
 
 import os
 import subprocess
 import sys
 from collections.abc import Mapping
+
+
+def usable_cores() -> int:
+    """Return the number of CPU cores that this process may use, which in a container or under Slurm may be few.
+
+    This is the number in its affinity mask, or the CPU quota of its container, rounded up, if that is smaller.
+    """
+    from joblib import cpu_count  # late: joblib takes 0.15 s to import, and most commands count no cores
+
+    return int(cpu_count())
 
 
 def start_python(*arguments: str, variables: Mapping[str, str]) -> subprocess.Popen[bytes]:

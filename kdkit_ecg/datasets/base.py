@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kdkit import Data, DataError, RecipeError, Task
-from kdkit.utils.user_paths import user_path
+from kdkit.utils.paths import user_path
 from kdkit.utils.validation import is_number, validate_above_zero, validate_choice, validate_counts, validate_switches
 from kdkit_ecg.augmentations import check_augmentations
 from kdkit_ecg.datasets.scan import Selection, assumptions

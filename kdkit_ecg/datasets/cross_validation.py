@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from kdkit import DataError, RecipeError
 from kdkit.utils.files import is_file
-from kdkit.utils.user_paths import user_path
+from kdkit.utils.paths import user_path
 from kdkit.utils.validation import is_whole_number, validate_counts
 from kdkit_ecg.datasets.base import RecordingDataset
 from kdkit_ecg.datasets.exclusions import ExclusionReason

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from kdkit import Data, RecipeError, Task
 from kdkit.errors import did_you_mean
-from kdkit.utils.cores import usable_cores
+from kdkit.utils.processes import usable_cores
 from kdkit.utils.validation import validate_above_zero, validate_choice, validate_count, validate_share
 from kdkit_ecg.augmentations import check_augmentations
 from kdkit_ecg.datasets.signal_split import Augmentations, SignalSplit

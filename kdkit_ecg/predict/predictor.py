@@ -12,8 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from kdkit import DataError, KdkitError, RecipeError
 from kdkit.errors import first_line
-from kdkit.utils.cores import usable_cores
-from kdkit.utils.user_paths import user_path
+from kdkit.utils.paths import user_path
+from kdkit.utils.processes import usable_cores
 from kdkit.utils.validation import is_number, validate_choice
 from kdkit_ecg.leads import LEADS, standard_name
 from kdkit_ecg.person import HIDDEN, Sex, person_vector

@@ -10,7 +10,7 @@ import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from kdkit.utils.console import make_console
-from kdkit.utils.cores import usable_cores
+from kdkit.utils.processes import usable_cores
 from kdkit_ecg.records.preparation import Preparation, PreparedSignal
 from kdkit_ecg.records.source import RecordSource
 from kdkit_ecg.store.index import INDEX, ROW, SIGNALS, Rows, make_row

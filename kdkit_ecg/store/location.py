@@ -16,7 +16,7 @@ from kdkit import DataError
 from kdkit.errors import first_line
 from kdkit.utils.files import delete_temporary_files, write
 from kdkit.utils.locks import FileLock
-from kdkit.utils.user_paths import user_path
+from kdkit.utils.paths import user_path
 from kdkit_ecg.records.preparation import VERSION, Preparation
 from kdkit_ecg.store.index import LOCK, SIGNALS, read_rows
 

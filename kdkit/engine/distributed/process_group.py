@@ -16,7 +16,7 @@ from torch import distributed
 
 from kdkit.errors import KdkitError, RemoteRankError, first_line
 from kdkit.utils import collectives
-from kdkit.utils.cores import usable_cores
+from kdkit.utils.processes import usable_cores
 
 _TIMEOUT = timedelta(minutes=30)  # of a collective; afterwards a rank that does not respond counts as lost
 _CONNECTING = timedelta(minutes=1)  # to the store of torchrun's agent, which runs before its processes

@@ -19,10 +19,10 @@ from kdkit.metrics.thresholds import Thresholds
 from kdkit.nets.weights import stage_number
 from kdkit.plugins.events import BaselineDifference
 from kdkit.utils.files import exists
+from kdkit.utils.paths import user_path
 from kdkit.utils.read_json import mapping, number_or_nan, require_object, require_text, whole_number
 from kdkit.utils.reprs import describe_names
 from kdkit.utils.sealed import explain_unreadable_file, read_sealed_json, read_tensors
-from kdkit.utils.user_paths import user_path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

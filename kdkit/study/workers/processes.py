@@ -20,9 +20,8 @@ from kdkit.engine.interrupts import Interrupts
 from kdkit.errors import KdkitError, WorkerError
 from kdkit.study.workers.job import Job, JobResult
 from kdkit.study.workers.pickling import unpack_error
-from kdkit.utils.cores import usable_cores
 from kdkit.utils.memory import is_out_of_memory
-from kdkit.utils.processes import start_python
+from kdkit.utils.processes import start_python, usable_cores
 from kdkit.utils.validation import validate_count
 
 # -P: do not put the working directory first in `sys.path`; the child gets the whole path of this process instead.

@@ -11,8 +11,8 @@ from typing import NamedTuple, Self
 
 from kdkit import DataError
 from kdkit.utils.files import write
+from kdkit.utils.paths import user_path
 from kdkit.utils.printable import printable
-from kdkit.utils.user_paths import user_path
 from kdkit_ecg.datasets.folds.patients import divided_persons
 from kdkit_ecg.utils.record_files import table_name
 from kdkit_ecg.utils.tables import PATIENT_COLUMNS, parse_table, patient_name

@@ -10,7 +10,7 @@ from torch import nn
 
 from kdkit import Net, RunOptions, Study
 from kdkit.loggers import CsvLogger
-from kdkit.utils.user_paths import UserPath, user_path
+from kdkit.utils.paths import UserPath, user_path
 
 
 @pytest.fixture

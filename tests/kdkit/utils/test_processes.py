@@ -6,7 +6,7 @@ import sys
 import pytest
 from joblib.externals.loky.backend import context
 
-from kdkit.utils.cores import usable_cores
+from kdkit.utils.processes import usable_cores
 
 
 def test_the_affinity_of_the_process_limits_its_cores(monkeypatch):
