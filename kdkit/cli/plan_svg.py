@@ -6,8 +6,8 @@ later stages in which it teaches.
 
 from kdkit.cli.estimates import describe_projector, describe_weight
 from kdkit.cli.plan_graph import LABELS, Box, Lesson, Source, StageGraph, stage_graphs
-from kdkit.cli.svg import COLOURS, Point, Svg, text_width
 from kdkit.engine.check.plan import Plan, TermSummary
+from kdkit.report.svg import COLOURS, Point, Svg, text_width
 from kdkit.utils.reprs import describe_count
 
 _WIDTH = 1000.0
@@ -46,9 +46,9 @@ class _Drawing:
         self.entries: list[tuple[int, str, Point]] = []
 
     def draw(self) -> str:
-        self.svg.text("title", self.left, 32, self.title, size=17, width=600)
+        self.svg.fitted_text("title", self.left, 32, self.title, size=17, width=600)
         facts = f"{describe_count(len(self.graphs), 'stage')}, {describe_count(len(self.plan.nets), 'net')}"
-        self.svg.text("end", self.right, 32, facts, size=12, width=200)
+        self.svg.fitted_text("end", self.right, 32, facts, size=12, width=200)
         y = 52.0
         for index, graph in enumerate(self.graphs):
             y = self._card(index, graph, y)
@@ -62,9 +62,9 @@ class _Drawing:
         if self.plan.problems:
             notes.append(("problem", f"Problems: {len(self.plan.problems)}; kdkit check lists them."))
         for kind, note in notes:
-            self.svg.text(kind, self.left, y + 8, note, size=12, width=self.right - self.left)
+            self.svg.fitted_text(kind, self.left, y + 8, note, size=12, width=self.right - self.left)
             y += 20
-        return self.svg.render(y + 4, f"The plan of {self.title}")
+        return self.svg.file(y + 4, f"The plan of {self.title}")
 
     def _card(self, index: int, graph: StageGraph, top: float) -> float:
         """Draw a stage, and return the height at which it ends."""
@@ -73,9 +73,9 @@ class _Drawing:
         inner = self.right - self.left - 2 * _PADDING
         self.svg.rect("card", self.left, top, self.right - self.left, height, 12)
         title = f"{index + 1}  {graph.name}"
-        shown = self.svg.text("name", self.left + _PADDING, top + 26, title, size=14, width=inner * 0.4)
+        shown = self.svg.fitted_text("name", self.left + _PADDING, top + 26, title, size=14, width=inner * 0.4)
         facts_width = inner - shown - 20
-        self.svg.text("end", self.right - _PADDING, top + 26, graph.facts, size=12, width=facts_width)
+        self.svg.fitted_text("end", self.right - _PADDING, top + 26, graph.facts, size=12, width=facts_width)
         y = top + _HEAD
         for lesson, lesson_height in zip(graph.lessons, heights, strict=True):
             self._lesson(index, lesson, y, lesson_height)
@@ -89,7 +89,7 @@ class _Drawing:
         self.students[index, lesson.student.name] = (right + _BOX, top + height / 2)
         if not lesson.sources:
             text = "not run, because of a problem"
-            self.svg.text("problem end", right - 14, top + height / 2 + 4, text, size=12, width=300)
+            self.svg.fitted_text("problem end", right - 14, top + height / 2 + 4, text, size=12, width=300)
         y = top
         # If a student is higher than its sources, they are stretched.
         stretch = (height - _sources_height(lesson)) / max(len(lesson.sources), 1)
@@ -112,9 +112,9 @@ class _Drawing:
         svg.rect(f"fill c{self._colour(box)}", x + 10, y + 12, 4, height - 24, 2)
         # Centered, because a student is as high as all of its sources.
         first = y + (height - _box_height(box)) / 2 + _TOP
-        svg.text("name", x + 26, first, box.name, size=14, width=_BOX - 36)
+        svg.fitted_text("name", x + 26, first, box.name, size=14, width=_BOX - 36)
         for number, line in enumerate(box.lines, start=1):
-            svg.text("fact", x + 26, first + 1 + _LINE * number, line, size=12, width=_BOX - 36)
+            svg.fitted_text("fact", x + 26, first + 1 + _LINE * number, line, size=12, width=_BOX - 36)
         svg.end_group()
 
     def _arrow(self, term: TermSummary, colour: int, ends: tuple[float, float], top: float) -> None:
@@ -124,17 +124,19 @@ class _Drawing:
         svg.begin_group("term")
         weight = f"{describe_weight(term)} \N{MULTIPLICATION SIGN} "
         name, _, options = term.loss.partition("(")
-        used = svg.text("strong", start + 14, y - 9, weight + name, size=13, width=width)
-        svg.text("end", end - 14, y - 9, _leading(options.removesuffix(")"), width - used - 14), size=12, width=width)
+        used = svg.fitted_text("strong", start + 14, y - 9, weight + name, size=13, width=width)
+        svg.fitted_text(
+            "end", end - 14, y - 9, _leading(options.removesuffix(")"), width - used - 14), size=12, width=width
+        )
         svg.path(f"line c{colour}", [(start, y), (end - 5, y)])
         svg.head(f"fill c{colour}", end - 1, y)
         half = (width - 12) / 2
         target = term.target.removeprefix(f"{LABELS} ") if term.teacher is None else term.target
-        svg.text("side", start + 14, y + 16, target, size=12, width=half)
-        svg.text("side end", end - 14, y + 16, term.student, size=12, width=half)
+        svg.fitted_text("side", start + 14, y + 16, target, size=12, width=half)
+        svg.fitted_text("side end", end - 14, y + 16, term.student, size=12, width=half)
         for number, projector in enumerate(term.projectors, start=1):
             text = describe_projector(projector).replace("->", "\N{RIGHTWARDS ARROW}")
-            svg.text("side end", end - 14, y + 16 + _PROJECTOR * number, text, size=12, width=width)
+            svg.fitted_text("side end", end - 14, y + 16 + _PROJECTOR * number, text, size=12, width=width)
         svg.end_group()
 
     def _draw_rails(self) -> None:

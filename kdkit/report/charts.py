@@ -1,20 +1,17 @@
-"""Charts as inline SVG. Texts are real texts, and colours are variables of the page, so that they follow its theme."""
+"""The charts of a report, as SVG in its page."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from kdkit.report import formats
-from kdkit.utils.printable import printable
-
-Point = tuple[float, float]
+from kdkit.report.svg import COLOURS, Point, Svg
 
 _HOVERED = 120  # most points of a series that show their value; more would overlap
 _WRITTEN = 10  # most columns of a heat map that shows its values as text
 _LONGEST_NAME = 24  # characters of the name of a row or column
-_COLOURS = 6  # of series, defined in the style sheet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,32 +67,29 @@ def line_chart(title: str, series: Sequence[Series], *, bounds: tuple[float, flo
         share_y = (y - low) / (high - low) if high > low else 0.5
         return left + share_x * (width - left - right), height - bottom - share_y * (height - top - bottom)
 
-    parts = [_open(width, height, title)]
+    svg = Svg(width)
     for tick in ticks:
         if low <= tick <= high:
-            y = at(first, tick)[1]
-            parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}"/>')
-            parts.append(f'<text class="tick end" x="{left - 8}" y="{y + 3.5:.1f}">{formats.tick(tick)}</text>')
-    for tick in dict.fromkeys(round(tick) for tick in nice_ticks(first, last, 6)):
-        if first <= tick <= last:
-            x = at(tick, low)[0]
-            parts.append(f'<text class="tick mid" x="{x:.1f}" y="{height - bottom + 16}">{tick}</text>')
-    parts.append(f'<text class="tick end" x="{width - right}" y="{height - 3}">epoch</text>')
+            _, y = at(first, tick)
+            svg.line("grid", (left, y), (width - right, y))
+            svg.text("tick end", left - 8, y + 3.5, formats.tick(tick))
+    for epoch in dict.fromkeys(round(tick) for tick in nice_ticks(first, last, 6)):
+        if first <= epoch <= last:
+            svg.text("tick mid", at(epoch, low)[0], height - bottom + 16, str(epoch))
+    svg.text("tick end", width - right, height - 3, "epoch")
     for line in series:
-        shown = [(x, y, *at(x, y)) for x, y in line.points if math.isfinite(y)]
-        colour = line.colour % _COLOURS
-        path = " ".join(f"{px:.1f},{py:.1f}" for _, _, px, py in shown)
-        parts.append(f'<polyline class="line c{colour}" points="{path}"/>')
-        for x, y, px, py in shown:
+        shown = [point for point in line.points if math.isfinite(point[1])]
+        colour = f"c{line.colour % COLOURS}"
+        svg.polyline(f"line {colour}", (at(*point) for point in shown))
+        for x, y in shown:
             is_marked = x == line.marked
             if is_marked:
-                parts.append(f'<circle class="dot c{colour}" cx="{px:.1f}" cy="{py:.1f}" r="4"/>')
+                svg.circle(f"dot {colour}", *at(x, y), 4)
             # A wide transparent circle: browsers show its title when the mouse is near the point.
             if is_marked or len(shown) <= _HOVERED:
-                best = ", kept" if is_marked else ""
-                label = _text(f"{line.name}, epoch {x:g}: {y:.4g}{best}")
-                parts.append(f'<circle class="hit" cx="{px:.1f}" cy="{py:.1f}" r="6"><title>{label}</title></circle>')
-    return Markup("".join([*parts, "</svg>"]))
+                kept = ", kept" if is_marked else ""
+                svg.circle("hit", *at(x, y), 6, title=f"{line.name}, epoch {x:g}: {y:.4g}{kept}")
+    return svg.inline(height, title)
 
 
 def interval_chart(title: str, bars: Sequence[Bar], *, axis: str) -> Markup:
@@ -108,73 +102,49 @@ def interval_chart(title: str, bars: Sequence[Bar], *, axis: str) -> Markup:
     low, high = min(0.0, *bounds), max(0.0, *bounds)
     margin = 0.06 * (high - low or 1.0)
     low, high = low - margin, high + margin
-    height = top + row * len(bars) + bottom
+    end = top + row * len(bars)  # of the grid
 
     def at(value: float) -> float:
         return (value - low) / (high - low) * width
 
-    parts = [_open(width, height, title)]
-    bottom_line = top + row * len(bars)
+    svg = Svg(width)
     for tick in nice_ticks(low, high, 6):
         if low <= tick <= high:
-            x = at(tick)
-            kind = "zero" if tick == 0 else "grid"
-            parts.append(f'<line class="{kind}" x1="{x:.1f}" x2="{x:.1f}" y1="{top - 8}" y2="{bottom_line}"/>')
-            sign = "+" if tick > 0 else ""
-            parts.append(f'<text class="tick mid" x="{x:.1f}" y="{bottom_line + 16}">{sign}{formats.tick(tick)}</text>')
-    parts.append(f'<text class="tick" x="0" y="10">{_text(axis)}</text>')
+            svg.line("grid" if tick else "zero", (at(tick), top - 8), (at(tick), end))
+            svg.text("tick mid", at(tick), end + 16, f"{'+' if tick > 0 else ''}{formats.tick(tick)}")
+    svg.text("tick", 0, 10, axis)
     for index, bar in enumerate(bars):
-        y = top + row * index + 12
-        parts.append(f'<text class="label" x="0" y="{y + 1}">{_text(bar.name)}</text>')
-        parts.append(f'<text class="label number end" x="{width}" y="{y + 1}">{_text(bar.text)}</text>')
-        tone = f" {bar.tone}" if bar.tone else ""
+        y = top + row * index + 13
+        svg.text("label", 0, y, bar.name)
+        svg.text("label number end", width, y, bar.text)
         if all(map(math.isfinite, bar.interval)):
-            x1, x2 = (at(bound) for bound in bar.interval)
-            parts.append(f'<line class="range{tone}" x1="{x1:.1f}" x2="{x2:.1f}" y1="{y + 13}" y2="{y + 13}"/>')
+            start, stop = map(at, bar.interval)
+            svg.line(f"range {bar.tone}", (start, y + 12), (stop, y + 12))
         if math.isfinite(bar.value):
-            label = _text(f"{bar.name}: {bar.text}")
-            parts.append(
-                f'<circle class="mean{tone}" cx="{at(bar.value):.1f}" cy="{y + 13}" r="5"><title>{label}</title>'
-                "</circle>"
-            )
-    return Markup("".join([*parts, "</svg>"]))
+            svg.circle(f"mean {bar.tone}", at(bar.value), y + 12, 5, title=f"{bar.name}: {bar.text}")
+    return svg.inline(end + bottom, title)
 
 
 def reliability_chart(title: str, bins: Sequence[tuple[float, float, int]], colour: int) -> Markup:
     """Return a reliability diagram: for each bin the mean probability, the share that was right, and its samples."""
-    size, left, top, strip = 236, 34, 8, 34
-    width, height = left + size + 10, top + size + strip + 40
+    size, left, top, strip = 236, 34, 8, 34  # the strip below the diagram has a bar for each bin
+    svg = Svg(left + size + 10)
+    ticks = {share: f"{share:g}" for share in (0.0, 0.25, 0.5, 0.75, 1.0)}
+    _add_square(svg, (left, top), size, ticks, top + size + strip, "predicted probability")
+    shown = [
+        (left + probability * size, top + (1 - right) * size, count, f"probability {probability:.3f}: {right:.3f}")
+        for probability, right, count in bins
+        if count
+    ]
+    svg.polyline(f"line c{colour}", [(x, y) for x, y, _, _ in shown])
     most = max((count for *_, count in bins), default=0)
-    parts = [_open(width, height, title)]
-
-    def at(x: float, y: float) -> Point:
-        return left + x * size, top + (1 - y) * size
-
-    for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
-        x, y = at(tick, tick)
-        parts.append(f'<line class="grid" x1="{left}" x2="{left + size}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text class="tick end" x="{left - 6}" y="{y + 3.5:.1f}">{tick:g}</text>')
-        parts.append(f'<text class="tick mid" x="{x:.1f}" y="{height - 22}">{tick:g}</text>')
-    parts.append(f'<text class="tick mid" x="{left + size / 2:.1f}" y="{height - 4}">predicted probability</text>')
-    parts.append(f'<line class="zero dashed" x1="{left}" y1="{top + size}" x2="{left + size}" y2="{top}"/>')
-    shown = [(probability, right, count) for probability, right, count in bins if count]
-    path = " ".join("{:.1f},{:.1f}".format(*at(probability, right)) for probability, right, _ in shown)
-    parts.append(f'<polyline class="line c{colour % _COLOURS}" points="{path}"/>')
-    for probability, right, count in shown:
-        x, y = at(probability, right)
-        radius = 2.2 + 3.0 * math.sqrt(count / most)
-        label = _text(f"probability {probability:.3f}: {right:.3f} of {count:,} were right")
-        parts.append(
-            f'<circle class="dot c{colour % _COLOURS}" cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}"><title>{label}'
-            "</title></circle>"
-        )
+    for x, y, count, text in shown:
         # The square root, so that rare bins are visible next to the bin of almost certain predictions.
-        bar = math.sqrt(count / most) * (strip - 8)
-        parts.append(
-            f'<rect class="fill c{colour % _COLOURS}" x="{x - 5:.1f}" y="{top + size + strip - bar:.1f}" width="10" '
-            f'height="{bar:.1f}"><title>{label}</title></rect>'
-        )
-    return Markup("".join([*parts, "</svg>"]))
+        share, label = math.sqrt(count / most), f"{text} of {count:,} were right"
+        svg.circle(f"dot c{colour}", x, y, 2.2 + 3.0 * share, title=label)
+        bar = share * (strip - 8)
+        svg.rect(f"fill c{colour}", x - 5, top + size + strip - bar, 10, bar, 0, title=label)
+    return svg.inline(top + size + strip + 40, title)
 
 
 def scatter_chart(title: str, points: Sequence[Point], colour: int) -> Markup:
@@ -186,20 +156,30 @@ def scatter_chart(title: str, points: Sequence[Point], colour: int) -> Markup:
     ticks = nice_ticks(min(finite), max(finite))
     low, high = min(ticks[0], *finite), max(ticks[-1], *finite)
     span = high - low or 1.0
-    parts = [_open(left + size + 10, top + size + 40, title)]
-    for tick in ticks:
-        share = (tick - low) / span
-        x, y = left + share * size, top + (1 - share) * size
-        parts.append(f'<line class="grid" x1="{left}" x2="{left + size}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text class="tick end" x="{left - 6}" y="{y + 3.5:.1f}">{formats.tick(tick)}</text>')
-        parts.append(f'<text class="tick mid" x="{x:.1f}" y="{top + size + 16}">{formats.tick(tick)}</text>')
-    parts.append(f'<text class="tick mid" x="{left + size / 2:.1f}" y="{top + size + 34}">true value</text>')
-    parts.append(f'<line class="zero dashed" x1="{left}" y1="{top + size}" x2="{left + size}" y2="{top}"/>')
+    svg = Svg(left + size + 10)
+    texts = {(tick - low) / span: formats.tick(tick) for tick in ticks}
+    _add_square(svg, (left, top), size, texts, top + size, "true value")
     for true, predicted in points:
         if math.isfinite(true) and math.isfinite(predicted):
             x, y = left + (true - low) / span * size, top + (1 - (predicted - low) / span) * size
-            parts.append(f'<circle class="spot c{colour % _COLOURS}" cx="{x:.1f}" cy="{y:.1f}" r="2.5"/>')
-    return Markup("".join([*parts, "</svg>"]))
+            svg.circle(f"spot c{colour}", x, y, 2.5)
+    return svg.inline(top + size + 40, title)
+
+
+def _add_square(svg: Svg, corner: Point, size: float, ticks: Mapping[float, str], bottom: float, axis: str) -> None:
+    """Add a square with the same scale on both axes, and its diagonal.
+
+    corner: the upper left one. ticks: texts by their share of the scale. bottom: the height below which the horizontal
+    axis has its texts. axis: the name of the horizontal axis.
+    """
+    left, top = corner
+    for share, text in ticks.items():
+        x, y = left + share * size, top + (1 - share) * size
+        svg.line("grid", (left, y), (left + size, y))
+        svg.text("tick end", left - 6, y + 3.5, text)
+        svg.text("tick mid", x, bottom + 16, text)
+    svg.text("tick mid", left + size / 2, bottom + 34, axis)
+    svg.line("zero dashed", (left, top + size), (left + size, top))
 
 
 def heat_map(title: str, values: Sequence[Sequence[float]], *, rows: Sequence[str], columns: Sequence[str]) -> Markup:
@@ -208,49 +188,40 @@ def heat_map(title: str, values: Sequence[Sequence[float]], *, rows: Sequence[st
     With few columns, cells show their values as text; otherwise they show them as tooltips.
     """
     # Layers with long paths differ at the end.
-    names = [
+    row_names, column_names = (
         [name if len(name) <= _LONGEST_NAME else f"\N{HORIZONTAL ELLIPSIS}{name[1 - _LONGEST_NAME :]}" for name in side]
         for side in (rows, columns)
-    ]
+    )
     has_texts = len(columns) <= _WRITTEN
     width, height = (44, 28) if has_texts else (22, 22)  # of a cell
     # Characters of this size are about 6.2 wide. The names of columns are written vertically above them.
-    left, top = (round(6.2 * max(map(len, side), default=0)) + 12 for side in names)
-    # Later elements are drawn on top, so the outlines come last.
-    parts = [_open(left + width * len(columns) + 2, top + height * len(rows) + 2, title, kind="chart wide")]
-    for column, name in enumerate(names[1]):
-        x = left + width * (column + 0.5) + 4
-        parts.append(
-            f'<text class="tick" transform="translate({x:g} {top - 6}) rotate(-90)">{_text(name)}'
-            f"<title>{_text(columns[column])}</title></text>"
-        )
+    left, top = (round(6.2 * max(map(len, side), default=0)) + 12 for side in (row_names, column_names))
+    svg = Svg(left + width * len(columns) + 2)
+    for column, name in enumerate(column_names):
+        svg.upward_text("tick", left + width * (column + 0.5) + 4, top - 6, name, title=columns[column])
     outlines = []
-    for row, name in enumerate(names[0]):
+    for row, name in enumerate(row_names):
         y = top + height * row
-        parts.append(
-            f'<text class="tick end" x="{left - 8}" y="{y + height / 2 + 4:g}">{_text(name)}'
-            f"<title>{_text(rows[row])}</title></text>"
-        )
+        svg.text("tick end", left - 8, y + height / 2 + 4, name, title=rows[row])
         shown = [value if math.isfinite(value) else -math.inf for value in values[row]]
         best = max(range(len(shown)), key=shown.__getitem__, default=0)
         for column, value in enumerate(values[row]):
             x = left + width * column
-            box = f'x="{x + 1}" y="{y + 1}" width="{width - 2}" height="{height - 2}" rx="3"'
+            box, label = (x + 1, y + 1, width - 2, height - 2, 3), f"{rows[row]}, {columns[column]}"
             if not math.isfinite(value):
-                label = _text(f"{rows[row]}, {columns[column]}: undefined")
-                parts.append(f'<rect class="blank" {box}><title>{label}</title></rect>')
+                svg.rect("blank", *box, title=f"{label}: undefined")
                 continue
             share = min(1.0, max(0.0, value))  # an estimate may leave [0, 1]
-            label = _text(f"{rows[row]}, {columns[column]}: {value:.3f}{', the highest' if column == best else ''}")
-            parts.append(f'<rect class="heat" style="--share:{share:.3f}" {box}><title>{label}</title></rect>')
+            highest = ", the highest" if column == best else ""
+            svg.rect("heat", *box, title=f"{label}: {value:.3f}{highest}", share=f"{share:.3f}")
             if column == best:
-                outlines.append(f'<rect class="outline" {box}/>')
+                outlines.append(box)
             if has_texts:
                 tone = " high" if share > 0.67 else " middle" if share > 0.5 else ""
-                parts.append(
-                    f'<text class="value mid{tone}" x="{x + width / 2:g}" y="{y + height / 2 + 4:g}">{share:.2f}</text>'
-                )
-    return Markup("".join([*parts, *outlines, "</svg>"]))
+                svg.text(f"value mid{tone}", x + width / 2, y + height / 2 + 4, f"{share:.2f}")
+    for box in outlines:  # last, because later elements are drawn on top
+        svg.rect("outline", *box)
+    return svg.inline(top + height * len(rows) + 2, title, kind="chart wide")
 
 
 def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
@@ -263,12 +234,3 @@ def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
     # the small numbers absorb rounding errors of the division, so that no tick is added beyond a round end
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [float(f"{index * step:.12g}") + 0.0 for index in range(first, last + 1)]
-
-
-def _open(width: int, height: int, title: str, kind: str = "chart") -> str:
-    label = _text(title)
-    return f'<svg class="{kind}" viewBox="0 0 {width} {height}" width="{width}" role="img" aria-label="{label}">'
-
-
-def _text(text: str) -> str:
-    return str(escape(printable(text)))

@@ -17,6 +17,7 @@ from kdkit.plugins.manager import installed
 from kdkit.report import classes, formats, measured, overview
 from kdkit.report.combinations import combinations
 from kdkit.report.runs import ReportedRun, read_runs
+from kdkit.report.svg import COLOURS
 from kdkit.report.training import training
 from kdkit.report.verdict import Verdict, headline_of, verdicts_of
 from kdkit.utils.files import require_output, write_output
@@ -97,7 +98,7 @@ def render(report: Report) -> str:
         version=__version__,
         several=len(runs) > 1,
         runs=runs,
-        run_legend=[{"name": run.label, "colour": index % 6} for index, run in enumerate(runs)],
+        run_legend=[{"name": run.label, "colour": index % COLOURS} for index, run in enumerate(runs)],
         verdicts=report.verdicts,
         left_out=report.left_out,
         headline=headline_of(report.verdicts),

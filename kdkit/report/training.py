@@ -10,6 +10,7 @@ from kdkit.engine.storage.history import KEYS
 from kdkit.report import formats
 from kdkit.report.charts import Series, line_chart
 from kdkit.report.runs import ReportedRun
+from kdkit.report.svg import COLOURS
 from kdkit.utils.read_json import mapping, number_or
 
 History = tuple[int, ReportedRun, FinishedStage]  # the first number is the index of the run, which chooses its colour
@@ -63,7 +64,7 @@ def gradient_charts(histories: Sequence[History]) -> Iterator[dict[str, Any]]:
                 replace(_epochs(run, stage, colour, ("gradients", key, name)), name=name, marked=None)
                 for colour, name in enumerate(names)
             ]
-            legend = [{"name": line.name, "colour": line.colour % 6} for line in series]
+            legend = [{"name": line.name, "colour": line.colour % COLOURS} for line in series]
             yield {**_chart(title, series, note, limits), "legend": legend}
             continue
         for name in names:

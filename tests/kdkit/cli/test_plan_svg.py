@@ -23,9 +23,9 @@ from kdkit import (
     model_loss,
 )
 from kdkit.cli.plan_svg import draw_plan
-from kdkit.cli.svg import fitting, text_width
 from kdkit.engine.options import RunOptions
 from kdkit.losses import Hint, PerTeacher, SoftTargets
+from kdkit.report.svg import fitting, text_width
 from tests.helpers.tiny import one_stage, plain_goal, tiny_data, tiny_net
 
 SVG = "{http://www.w3.org/2000/svg}"

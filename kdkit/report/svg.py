@@ -1,10 +1,10 @@
-"""Write an SVG picture: rectangles, lines and texts that are cut to a width, in the colours of reports."""
+"""Write SVG: lines, shapes and real texts, whose colours are in the style sheet around them, to follow its theme."""
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import resources
 
-from markupsafe import escape
+from markupsafe import Markup, escape
 
 from kdkit.utils.printable import printable
 
@@ -28,29 +28,22 @@ text { font: 12px/1 Inter, system-ui, -apple-system, "Segoe UI", Roboto, "Helvet
 
 
 class Svg:
-    """A picture. Its elements are drawn in the order in which they are added."""
+    """A picture, whose elements are drawn in the order in which they are added.
+
+    kind: the CSS classes of an element. title: its tooltip.
+    """
 
     def __init__(self, width: float) -> None:
         self.width = width
         self._parts: list[str] = []
 
-    def rect(self, kind: str, x: float, y: float, width: float, height: float, radius: float) -> None:
-        """Add a rectangle. kind: its CSS classes, as for all elements."""
-        size = f'width="{width:g}" height="{height:g}" rx="{radius:g}"'
-        self._parts.append(f'<rect class="{kind}" x="{x:g}" y="{y:g}" {size}/>')
+    def line(self, kind: str, start: Point, end: Point) -> None:
+        """Add a straight line."""
+        self._add("line", kind, x1=start[0], y1=start[1], x2=end[0], y2=end[1])
 
-    def text(self, kind: str, x: float, y: float, text: str, *, size: float, width: float) -> float:
-        """Add a text of at most this width, and return its estimated width. size: the font size, in pixels.
-
-        If the text is cut, a tooltip shows all of it.
-        """
-        if not text:
-            return 0.0
-        whole = printable(text)
-        shown = fitting(whole, size, width)
-        title = f"<title>{escape(whole)}</title>" if shown != whole else ""
-        self._parts.append(f'<text class="{kind}" x="{x:g}" y="{y:g}">{title}{escape(shown)}</text>')
-        return text_width(shown, size)
+    def polyline(self, kind: str, points: Iterable[Point]) -> None:
+        """Add a line through points."""
+        self._add("polyline", kind, points=" ".join(f"{x:.1f},{y:.1f}" for x, y in points))
 
     def path(self, kind: str, points: Sequence[Point], *, radius: float = 0) -> None:
         """Add a line through points, with round corners."""
@@ -59,11 +52,41 @@ class Svg:
             start, end = _towards(corner, before, radius), _towards(corner, after, radius)
             steps.append(f"L{start[0]:g} {start[1]:g}Q{corner[0]:g} {corner[1]:g} {end[0]:g} {end[1]:g}")
         steps.append(f"L{points[-1][0]:g} {points[-1][1]:g}")
-        self._parts.append(f'<path class="{kind}" d="{"".join(steps)}"/>')
+        self._add("path", kind, d="".join(steps))
 
     def head(self, kind: str, x: float, y: float) -> None:
         """Add the head of an arrow to the right, with its tip at this point."""
-        self._parts.append(f'<path class="{kind}" d="M{x:g} {y:g}l-9 -4.5v9z"/>')
+        self._add("path", kind, d=f"M{x:g} {y:g}l-9 -4.5v9z")
+
+    def circle(self, kind: str, x: float, y: float, radius: float, *, title: str = "") -> None:
+        """Add a circle."""
+        self._add("circle", kind, title=title, cx=x, cy=y, r=radius)
+
+    def rect(
+        self, kind: str, x: float, y: float, width: float, height: float, radius: float, *, title: str = "", **css: str
+    ) -> None:
+        """Add a rectangle. css: values of CSS variables, such as share="0.5"."""
+        style = ";".join(f"--{name}:{value}" for name, value in css.items())
+        self._add("rect", kind, title=title, x=x, y=y, width=width, height=height, rx=radius, style=style)
+
+    def text(self, kind: str, x: float, y: float, text: str, *, title: str = "") -> None:
+        """Add a text. Its kind decides whether it begins, ends or is centered at this point."""
+        self._add("text", kind, text, title=title, x=x, y=y)
+
+    def upward_text(self, kind: str, x: float, y: float, text: str, *, title: str = "") -> None:
+        """Add a text that is written from this point upwards."""
+        self._add("text", kind, text, title=title, transform=f"translate({x:g} {y:g}) rotate(-90)")
+
+    def fitted_text(self, kind: str, x: float, y: float, text: str, *, size: float, width: float) -> float:
+        """Add a text of at most this width, and return its estimated width. size: the font size, in pixels.
+
+        If the text is cut, a tooltip shows all of it.
+        """
+        whole = printable(text)
+        shown = fitting(whole, size, width)
+        if text:
+            self.text(kind, x, y, shown, title=whole if shown != whole else "")
+        return text_width(shown, size)
 
     def begin_group(self, kind: str) -> None:
         """Begin a group of elements."""
@@ -73,25 +96,37 @@ class Svg:
         """End a group of elements."""
         self._parts.append("</g>")
 
-    def render(self, height: float, title: str) -> str:
+    def inline(self, height: float, title: str, *, kind: str = "chart") -> Markup:
+        """Return the picture as an element of a page, which has its style."""
+        attributes = f'class="{kind}" viewBox="0 0 {self.width:g} {height:g}" width="{self.width:g}"'
+        start = f'<svg {attributes} role="img" aria-label="{_escaped(title)}">'
+        return Markup("".join([start, *self._parts, "</svg>"]))
+
+    def file(self, height: float, title: str) -> str:
         """Return the picture as the text of a file, in the light or dark colours of the system."""
-        palette = resources.files("kdkit.report").joinpath("palette.css").read_text("utf-8")
+        palette = resources.files(__package__).joinpath("palette.css").read_text("utf-8")
         colours = "".join(
             f".line.c{index}, .rail.c{index} {{ stroke: var(--c{index}); }}\n"
             f".fill.c{index} {{ fill: var(--c{index}); }}\n"
             for index in range(COLOURS)
         )
-        label = escape(printable(title))
         size = f'width="{self.width:g}" height="{height:g}"'
         lines = [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.width:g} {height:g}" {size} role="img" '
-            f'aria-label="{label}">',
+            f'aria-label="{_escaped(title)}">',
             f"<style>\n{palette}{_STYLE}{colours}</style>",
             f'<rect class="paper" {size}/>',
             *self._parts,
             "</svg>\n",
         ]
         return "\n".join(lines)
+
+    def _add(self, element: str, kind: str, text: str = "", *, title: str = "", **attributes: float | str) -> None:
+        texts = {name: value if isinstance(value, str) else f"{value:g}" for name, value in attributes.items()}
+        values = "".join(f' {name}="{value}"' for name, value in texts.items() if value)
+        content = (f"<title>{_escaped(title)}</title>" if title else "") + _escaped(text)
+        end = f">{content}</{element}>" if content else "/>"
+        self._parts.append(f'<{element} class="{kind}"{values}{end}')
 
 
 def fitting(text: str, size: float, width: float) -> str:
@@ -127,3 +162,7 @@ def _towards(corner: Point, end: Point, radius: float) -> Point:
     length = abs(dx) + abs(dy)  # of a horizontal or vertical line
     share = min(radius, length / 2) / length if length else 0.0
     return corner[0] + dx * share, corner[1] + dy * share
+
+
+def _escaped(text: str) -> str:
+    return str(escape(printable(text)))
