@@ -18,6 +18,7 @@ from kdkit.nets.weights import runs_in
 from kdkit.plugins.recipe_file import RecipeFile
 from kdkit.utils.files import write_output
 from kdkit.utils.printable import echo, is_first_process
+from kdkit.utils.read_json import items
 from kdkit.utils.sealed import explain_unreadable_file, json_parts, read_sealed_json
 from kdkit.utils.signing import is_signed, sign
 
@@ -93,8 +94,7 @@ def recorded_arguments(run: Path, *, trust: bool) -> list[str]:
             f"the run in {run} was started from Python, so it can be repeated only there; to resume it: "
             f"{how_to_resume(run, record)}"
         )
-    recorded = command.get("arguments")
-    texts = [command.get("folder"), command.get("recipe_sha256"), *(recorded if isinstance(recorded, list) else ())]
+    texts = [command.get("folder"), command.get("recipe_sha256"), *items(command, "arguments")]
     if len(texts) < 3 or not all(isinstance(text, str) and "\0" not in text for text in texts):
         raise RunFolderError(
             f"{run / RECORD} does not hold the command that started the run, but {shortened(command, most=200)}; "

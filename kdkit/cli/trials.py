@@ -10,6 +10,7 @@ from kdkit.errors import KdkitError, RunFolderError, Terminated, first_line
 from kdkit.study.study import Study
 from kdkit.study.trial import TrialResult
 from kdkit.utils.printable import echo
+from kdkit.utils.read_json import items
 
 
 def run_and_print(
@@ -53,7 +54,7 @@ def run_and_print(
 def _notices_of(folder: Path) -> list[str]:
     """Return the notices of a finished run; none if its record is damaged."""
     with suppress(RunFolderError):
-        return [str(notice) for notice in read_record(folder).get("notices", ())]
+        return [str(notice) for notice in items(read_record(folder), "notices")]
     return []
 
 

@@ -19,7 +19,7 @@ from kdkit.report.verdict import Verdict, verdicts_of
 from kdkit.utils.files import exists, require_output, write_output
 from kdkit.utils.paths import user_path
 from kdkit.utils.printable import printable
-from kdkit.utils.read_json import mapping
+from kdkit.utils.read_json import items, mapping
 from kdkit.utils.reprs import distinct_notes
 
 CARD = "README.md"  # as the hub expects it
@@ -178,9 +178,9 @@ def _results(run: ReportedRun, verdict: Verdict) -> Iterator[str]:
 
 def _training(run: ReportedRun) -> Iterator[str]:
     """Yield the settings and versions of a run."""
-    arguments = mapping(run.record, "command").get("arguments")
+    arguments = items(mapping(run.record, "command"), "arguments")
     settings: list[tuple[str, Any]] = []
-    if isinstance(arguments, list) and arguments:
+    if arguments:
         # The recipe file without its folder, which may name the user.
         words = [PurePath(str(arguments[0])).name, *map(str, arguments[1:])]
         settings.append(("command", shlex.join(["kdkit", "run", *words])))
@@ -189,9 +189,8 @@ def _training(run: ReportedRun) -> Iterator[str]:
     settings += [(key, run.record[key]) for key in keys if run.record.get(key) is not None]
     settings += [(f"version of {name}", value) for name, value in mapping(run.record, "versions").items()]
     settings.append(("platform", run.record.get("platform")))
-    trainings, stages = run.record.get("trainings"), run.record.get("stages")
-    if isinstance(trainings, list) and isinstance(stages, list):
-        settings += [(f"stage {stage}", training) for stage, training in zip(stages, trainings, strict=False)]
+    trainings = zip(items(run.record, "stages"), items(run.record, "trainings"), strict=False)
+    settings += [(f"stage {stage}", training) for stage, training in trainings]
     settings += [
         (f"epochs of {stage.name}", f"{len(stage.epochs)}; epoch {stage.best_epoch + 1} is kept")
         for stage in run.stages

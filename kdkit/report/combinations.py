@@ -10,7 +10,7 @@ from kdkit.metrics.base import is_share
 from kdkit.report.charts import Bar, difference_bar, interval_chart
 from kdkit.report.formats import DASH, metric_title, plain, signed
 from kdkit.report.runs import ReportedRun
-from kdkit.utils.read_json import mapping, number_or, read_json, require_object, rows
+from kdkit.utils.read_json import items, mapping, number_or, read_json, require_object, rows
 
 Values = dict[str, Any]
 
@@ -59,7 +59,7 @@ def _table(results: Values, cells: Sequence[Values], count: int) -> Values:
             {
                 "name": label,
                 "is_best": is_best,
-                "count": len(_list(cell, f"{unit}s")),
+                "count": len(items(cell, f"{unit}s")),
                 "text": plain(mean),
                 "detail": f"± {plain(deviation)}" if math.isfinite(deviation) else "",
                 "sort": repr(mean) if math.isfinite(mean) else "",
@@ -69,8 +69,8 @@ def _table(results: Values, cells: Sequence[Values], count: int) -> Values:
         )
         if comparison:
             bars.append(bar)
-    compared = sum(len(_list(cell, f"{unit}s")) for cell in cells)
-    notes = [str(note) for note in _list(results, "notes")]
+    compared = sum(len(items(cell, f"{unit}s")) for cell in cells)
+    notes = [str(note) for note in items(results, "notes")]
     if count > compared:
         notes.append(
             f"the folder has {count} runs, of which the last sweep compared {compared}; "
@@ -97,8 +97,7 @@ def _difference(label: str, comparison: Values, *, points: bool) -> tuple[Bar, l
     """Return a comparison as a bar, and as texts: its value, and its intervals over seeds, samples, and both."""
     parts = [mapping(comparison, name) for name in ("seeds", "samples")]
     value = next((number_or(part["value"], math.nan) for part in parts if "value" in part), math.nan)
-    bounds = [*(part.get("interval") for part in parts), comparison.get("interval") if all(parts) else None]
-    intervals = [_bounds(interval) for interval in bounds]
+    intervals = [_interval(part) for part in (*parts, comparison if all(parts) else {})]
     widest = next((interval for interval in reversed(intervals) if interval is not None), (math.nan, math.nan))
     bar = difference_bar(label, value, widest, comparison.get("verdict"), points=points)
     spans = [
@@ -116,14 +115,7 @@ def _labels(cells: Sequence[Values]) -> list[str]:
     return [", ".join(f"{name}={of_cell[name]}" for name in varied if name in of_cell) for of_cell in options]
 
 
-def _list(record: Values, key: str) -> list[Any]:
-    value = record.get(key)
-    return value if isinstance(value, list) else []
-
-
-def _bounds(interval: object) -> tuple[float, float] | None:
-    """Return the bounds of an interval in a file; None if there is none."""
-    if not isinstance(interval, list) or len(interval) != 2:
-        return None
-    low, high = (number_or(bound, math.nan) for bound in interval)
-    return (low, high) if math.isfinite(low) and math.isfinite(high) else None
+def _interval(record: Values) -> tuple[float, float] | None:
+    """Return the interval in a record; None if there is none."""
+    bounds = [number_or(bound, math.nan) for bound in items(record, "interval")]
+    return (bounds[0], bounds[1]) if len(bounds) == 2 and all(map(math.isfinite, bounds)) else None

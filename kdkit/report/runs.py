@@ -35,7 +35,7 @@ from kdkit.nets.weights import runs_in, stage_weights
 from kdkit.plugins.events import BaselineDifference
 from kdkit.report.analysis import same_metric
 from kdkit.utils.files import read_file
-from kdkit.utils.read_json import mapping, number_or, rows, whole_number
+from kdkit.utils.read_json import items, mapping, number_or, rows, whole_number
 from kdkit.utils.reprs import describe_names, weight_text, without_addresses
 
 RECIPE = "recipe.py"
@@ -204,14 +204,13 @@ class ReportedRun:
     @property
     def command(self) -> str:
         """The command that started the run; "" for a run from Python."""
-        arguments = mapping(self.record, "command").get("arguments")
-        return shlex.join(["kdkit", "run", *map(str, arguments)]) if isinstance(arguments, list) else ""
+        arguments = items(mapping(self.record, "command"), "arguments")
+        return shlex.join(["kdkit", "run", *map(str, arguments)]) if arguments else ""
 
     @property
     def notices(self) -> list[str]:
         """The facts about the data and the networks that a reader must know."""
-        notices = self.record.get("notices")
-        return [str(notice) for notice in notices] if isinstance(notices, list) else []
+        return [str(notice) for notice in items(self.record, "notices")]
 
     def trains(self, stage: str, net: str) -> bool:
         """Return whether a stage trained a net. Without terms in the record, the name of the stage decides."""
@@ -333,11 +332,8 @@ def matched_teachers(record: Mapping[str, Any], student: str) -> tuple[str, ...]
 
 def weight_of(term: Mapping[str, Any]) -> str:
     """Return the weight of a term of a record, or its weights at the start and at the end of the stage."""
-    weight = term.get("weight")
-    if not isinstance(weight, list) or len(weight) != 2:
-        return ""
-    first, last = (f"{number_or(value, 0.0):.3g}" for value in weight)
-    return weight_text(first, last, str(term.get("factors") or ""))
+    weight = [f"{number_or(value, 0.0):.3g}" for value in items(term, "weight")]
+    return weight_text(weight[0], weight[1], str(term.get("factors") or "")) if len(weight) == 2 else ""
 
 
 def settings_digest(run: ReportedRun, average_over: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ A value may have any type, even in a file with a valid checksum: a program that 
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -91,10 +92,15 @@ def mapping(record: Mapping[str, Any], key: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def rows(record: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
-    """Return a list of objects in a record, empty if there is none."""
+def items(record: Mapping[str, Any], key: str) -> list[Any]:
+    """Return a list in a record, empty if there is none."""
     value = record.get(key)
-    return [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
+    return value if isinstance(value, list) else []
+
+
+def rows(record: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
+    """Return the objects of a list in a record, empty if there are none."""
+    return [row for row in items(record, key) if isinstance(row, dict)]
 
 
 def whole_number(record: Mapping[str, Any], key: str) -> int | None:
@@ -122,7 +128,6 @@ def _finite(text: str) -> float:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]  # None
-        raise ValueError(f"it has the key {twice[:40]!r} twice")
+        ((key, _count),) = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"it has the key {key[:40]!r} twice")
     return values
