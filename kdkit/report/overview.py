@@ -113,44 +113,43 @@ def if_defined(function: Callable[..., T], *args: Any, **options: Any) -> T | No
 
 def agreement_table(runs: Sequence[ReportedRun]) -> list[Values]:
     """Return a row for each pair of a student or a baseline and a teacher."""
+    pairs = [
+        (run, teacher, net)
+        for run in runs
+        for student in run.students
+        for teacher in run.teachers_of(student)
+        for net in (student, run.baselines.get(student))
+        if net is not None
+    ]
     table = []
-    for run in runs:
-        for student in run.students:
-            followers = [student, *filter(None, [run.baselines.get(student)])]
-            for teacher in run.teachers_of(student):
-                for net in followers:
-                    first, second = run.split(teacher), run.split(net)
-                    pair = None if first is None or second is None else if_defined(analysis.agreement, first, second)
-                    if pair is None:
-                        continue
-                    # In this order, so that the two shares in which the nets differ are adjacent.
-                    shares = [
-                        ("both right", "both", pair.both),
-                        (f"only {net} right", "second", pair.second_only),
-                        (f"only {teacher} right", "first", pair.first_only),
-                        ("both wrong", "neither", pair.neither),
-                    ]
-                    table.append(
-                        {
-                            "run": run.label,
-                            "net": net,
-                            "role": run.role(net),
-                            "teacher": teacher,
-                            "equal": formats.percent(pair.equal),
-                            "divergence": formats.plain(pair.divergence),
-                            "correlation": formats.plain(pair.correlation),
-                            "shares": [
-                                {
-                                    "name": name,
-                                    "kind": kind,
-                                    "width": f"{100 * share:.2f}",
-                                    "text": formats.percent(share),
-                                }
-                                for name, kind, share in shares
-                                if share is not None and math.isfinite(share)
-                            ],
-                        }
-                    )
+    for run, teacher, net in pairs:
+        first, second = run.split(teacher), run.split(net)
+        agreement = None if first is None or second is None else if_defined(analysis.agreement, first, second)
+        if agreement is None:
+            continue
+        # In this order, so that the two shares in which the nets differ are adjacent.
+        shares = [
+            ("both right", "both", agreement.both),
+            (f"only {net} right", "second", agreement.second_only),
+            (f"only {teacher} right", "first", agreement.first_only),
+            ("both wrong", "neither", agreement.neither),
+        ]
+        table.append(
+            {
+                "run": run.label,
+                "net": net,
+                "role": run.role(net),
+                "teacher": teacher,
+                "equal": formats.percent(agreement.equal),
+                "divergence": formats.plain(agreement.divergence),
+                "correlation": formats.plain(agreement.correlation),
+                "shares": [
+                    {"name": name, "kind": kind, "width": f"{100 * share:.2f}", "text": formats.percent(share)}
+                    for name, kind, share in shares
+                    if share is not None and math.isfinite(share)
+                ],
+            }
+        )
     return table
 
 
