@@ -1,11 +1,12 @@
 """The cards of exports: JSON next to each file, and Markdown about all files of a network."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from kdkit.utils.files import read_file, write_output
+from kdkit.utils.markdown import as_text, table_lines
 from kdkit.utils.printable import printable
 from kdkit.utils.read_json import read_json
 from kdkit.utils.reprs import format_bytes
@@ -52,17 +53,17 @@ def card_markdown(cards: Sequence[Mapping[str, Any]]) -> str:
     network, metadata = first["network"], first["metadata"]
     multiply_adds = "unknown" if network["multiply_adds"] is None else f"{network['multiply_adds']:,}"
     lines = [
-        f"# {_text(network['name'])}: exports\n",
+        f"# {as_text(network['name'])}: exports\n",
         f"{network['parameters']:,} parameters; {multiply_adds} multiply-adds for inputs "
-        f"{_shapes(network['input_shapes'])}. Task: {_text(metadata['task'])}, {len(metadata['classes'])} classes.\n",
+        f"{_shapes(network['input_shapes'])}. Task: {as_text(metadata['task'])}, {len(metadata['classes'])} classes.\n",
     ]
     # about the metrics and the inputs, for example that a network is not a medical device
     notices = [*metadata["notices"], *metadata["preparation"].get("notices", ())]
-    lines += [f"- {_text(notice)}" for notice in notices]
+    lines += [f"- {as_text(notice)}" for notice in notices]
     lines += ["\n## Files\n", *_files(cards), "\n## Scores\n", *_scores(cards), "\n## Differences of outputs\n"]
     lines += [*_differences(cards), "\n## Use\n\nInputs, in this order:\n"]
     for item in metadata["inputs"]:
-        lines.append(f"- `{printable(str(item['name']))}` {_shapes({'': item['shape']})}, {_text(item['dtype'])}")
+        lines.append(f"- `{printable(str(item['name']))}` {_shapes({'': item['shape']})}, {as_text(item['dtype'])}")
     is_described = bool(metadata["preparation"])
     lines.append(
         f"\nClasses{', thresholds and the preparation of inputs' if is_described else ' and thresholds'} are in the "
@@ -91,17 +92,17 @@ def summary_rows(cards: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]
 
 
 def _files(cards: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    yield from _table([*summary_rows(cards)])
+    yield from _table(summary_rows(cards))
     times = cards[0]["latency"]
     machine = times["machine"]  # of the first file; others may be from another day
     yield (
-        f"\nTimes are for one sample on one thread of {_text(machine['processor'])} ({machine['cores']} cores, load "
+        f"\nTimes are for one sample on one thread of {as_text(machine['processor'])} ({machine['cores']} cores, load "
         f"{machine['load']}), alternating with torch eager, {times['rounds']} rounds or more; CPU is the median "
         "without waiting for other programs. Peak activations are the peak memory of all values if the nodes run in "
         "their order."
     )
     # absent in cards of earlier versions
-    notices = [f"- {_text(card['file'])}: {_text(notice)}" for card in cards for notice in card.get("notices", ())]
+    notices = [f"- {as_text(card['file'])}: {as_text(notice)}" for card in cards for notice in card.get("notices", ())]
     yield from ("", *notices) if notices else ()
 
 
@@ -117,8 +118,8 @@ def _scores(cards: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield from _table(rows)
     gate = cards[0]["metric_gate"]
     yield (
-        f"\nOn {gate['samples']} samples of the {_text(gate['split'])} split, with the thresholds of the network; the "
-        f"change in points is in brackets. The gate allows a loss of {gate['points']:g} points."
+        f"\nOn {gate['samples']} samples of the {as_text(gate['split'])} split, with the thresholds of the network; "
+        f"the change in points is in brackets. The gate allows a loss of {gate['points']:g} points."
     )
 
 
@@ -132,11 +133,10 @@ def _differences(cards: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield from _table(rows)
 
 
-def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    for number, row in enumerate(rows):
-        yield f"| {' | '.join(map(_text, row))} |"
-        if not number:
-            yield f"|{'---|' * len(row)}"
+def _table(rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """Yield a table of texts, with the titles first."""
+    titles, *others = ([*map(as_text, row)] for row in rows)
+    return table_lines(titles, others)
 
 
 def _shapes(shapes: Mapping[str, Sequence[Any]]) -> str:
@@ -145,9 +145,3 @@ def _shapes(shapes: Mapping[str, Sequence[Any]]) -> str:
 
 def _number(value: Any) -> str:
     return "undefined" if value is None else f"{value:.4g}"
-
-
-def _text(value: Any) -> str:
-    """Return a text as one line of Markdown, with markup escaped."""
-    escaped = "".join(f"\\{mark}" if mark in "\\`*_[]<>#|~" else mark for mark in str(value))
-    return printable(escaped)

@@ -221,17 +221,13 @@ def _unmasked(first: NDArray[Any], second: NDArray[Any], *, centred: bool) -> Fl
 
 
 def _divergence(first: NDArray[Any], second: NDArray[Any], kind: Kind) -> float:
-    total = sum(_sum_of_divergences(first[rows], second[rows], kind) for rows in row_blocks(first.shape, _BLOCK))
+    """Return the mean divergence of the second outputs from the first ones, over samples and classes of multilabel."""
+    total = 0.0
+    for rows in row_blocks(first.shape, _BLOCK):
+        sides = first[rows], second[rows]
+        if kind == "multiclass":
+            pairs = [[log_softmax(side) for side in sides]]
+        else:  # a class and its absence: log(sigmoid(x)) = -log(1 + exp(-x)), which does not overflow in logaddexp
+            pairs = [[-np.logaddexp(0, sign * side.astype(np.float64)) for side in sides] for sign in (-1, 1)]
+        total += sum(float((np.exp(left) * (left - right)).sum()) for left, right in pairs)
     return total / (len(first) if kind == "multiclass" else first.size)
-
-
-def _sum_of_divergences(first: NDArray[Any], second: NDArray[Any], kind: Kind) -> float:
-    if kind == "multiclass":
-        left, right = log_softmax(first), log_softmax(second)
-        return float((np.exp(left) * (left - right)).sum())
-    left, right = first.astype(np.float64), second.astype(np.float64)
-    # log(sigmoid(x)) = -log(1 + exp(-x)), which does not overflow in logaddexp
-    probability = np.exp(-np.logaddexp(0, -left))
-    difference = probability * (np.logaddexp(0, -right) - np.logaddexp(0, -left))
-    difference += (1 - probability) * (np.logaddexp(0, right) - np.logaddexp(0, left))
-    return float(difference.sum())

@@ -3,7 +3,7 @@
 import math
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -17,6 +17,7 @@ from kdkit.report.formats import DASH, bounds, count, metric_title, plain, size
 from kdkit.report.runs import ReportedRun, matched_teachers, nets_by_role, terms_of, weight_of
 from kdkit.report.verdict import Verdict, verdicts_of
 from kdkit.utils.files import exists, require_output, write_output
+from kdkit.utils.markdown import as_code, as_text, table_lines
 from kdkit.utils.paths import user_path
 from kdkit.utils.printable import printable
 from kdkit.utils.read_json import items, mapping
@@ -55,15 +56,15 @@ def card_of(run: ReportedRun) -> str:
         "Exports": _exports(run),
         "What is not known": (f"- {line}" for line in _unknown(run)),
     }
-    teachers = " and ".join(map(_code, matched_teachers(run.record, run.student)))
+    teachers = " and ".join(map(as_code, matched_teachers(run.record, run.student)))
     origin = f"distilled from {teachers}" if teachers else "trained"
     lines = [
         # A YAML comment, because no license is better than a wrong one.
         "---",
         f"# license: choose one of {_LICENSES}",
         f"{metadata.rstrip()}\n---\n",
-        f"# {_text(run.name)}: {_text(run.student)}\n",
-        f"A network that was {origin} with kdkit. {_text(f'{verdict.headline} {verdict.sentence}')}",
+        f"# {as_text(run.name)}: {as_text(run.student)}\n",
+        f"A network that was {origin} with kdkit. {as_text(f'{verdict.headline} {verdict.sentence}')}",
     ]
     for title, section in sections.items():
         content = [*section]
@@ -121,19 +122,19 @@ def _method(run: ReportedRun) -> Iterator[str]:
             teachers = dict.fromkeys(str(term["teacher"]) for term in of_net if term.get("teacher"))
             # A term without a teacher is about the labels.
             sources = ["the labels"] if any(not term.get("teacher") for term in of_net) else []
-            sources += [_code(name) for name in teachers]
+            sources += [as_code(name) for name in teachers]
             role = {"baseline": ", for comparison", "teacher": ", as a teacher"}.get(run.role(net), "")
-            yield f"{number}. {_code(net)} learns from {' and '.join(sources)}{role}."
+            yield f"{number}. {as_code(net)} learns from {' and '.join(sources)}{role}."
     yield ""
-    yield from _table(
+    yield from table_lines(
         ("stage", "net", "term", "learns from", "loss", "weight"),
         [
             (
-                _code(stage),
-                _code(term.get("student_net")),
-                _code(term.get("label")),
-                _code(term["teacher"]) if term.get("teacher") else "labels",
-                _code(term.get("loss")),
+                as_code(stage),
+                as_code(term.get("student_net")),
+                as_code(term.get("label")),
+                as_code(term["teacher"]) if term.get("teacher") else "labels",
+                as_code(term.get("loss")),
                 weight_of(term) or DASH,
             )
             for stage, terms in terms_of(run.record).items()
@@ -149,31 +150,31 @@ def _results(run: ReportedRun, verdict: Verdict) -> Iterator[str]:
     yield ""
     table = []
     for net in nets_by_role(run):
-        cells = [_code(net), run.role(net) or "other", count(run.parameters(net))]
+        cells = [as_code(net), run.role(net) or "other", count(run.parameters(net))]
         for name in names:
             result = run.metrics.results[net].get(name)
             interval = "" if result is None else bounds(result.interval)
             cells.append(DASH if result is None else plain(result.value) + (f" ({interval})" if interval else ""))
         table.append(cells)
-    yield from _table(("net", "role", "parameters", *(_text(metric_title(name)) for name in names)), table)
+    yield from table_lines(("net", "role", "parameters", *(as_text(metric_title(name)) for name in names)), table)
     if verdict.differences:
         first = verdict.differences[0]
-        yield f"\n{_code(first.student)} minus {_code(first.baseline)}:\n"
+        yield f"\n{as_code(first.student)} minus {as_code(first.baseline)}:\n"
         differences = [
             (
-                _text(metric_title(row.metric)) + (" (lower is better)" if row.lower_is_better else ""),
+                as_text(metric_title(row.metric)) + (" (lower is better)" if row.lower_is_better else ""),
                 f"{row.value:+.3g}",
                 f"{row.interval[0]:+.3g} to {row.interval[1]:+.3g}" if bounds(row.interval) else DASH,
-                _text(row.verdict),
+                as_text(row.verdict),
             )
             for row in verdict.differences
         ]
-        yield from _table(("metric", "difference", f"{100 * first.level:.0f} % interval", "verdict"), differences)
-    yield f"\n{_text(verdict.caveat)}"
+        yield from table_lines(("metric", "difference", f"{100 * first.level:.0f} % interval", "verdict"), differences)
+    yield f"\n{as_text(verdict.caveat)}"
     notes = distinct_notes(result.note for results in run.metrics.results.values() for result in results.values())
     if notes:
         yield ""
-    yield from (f"- {_text(note)}" for note in notes)
+    yield from (f"- {as_text(note)}" for note in notes)
 
 
 def _training(run: ReportedRun) -> Iterator[str]:
@@ -195,14 +196,14 @@ def _training(run: ReportedRun) -> Iterator[str]:
         (f"epochs of {stage.name}", f"{len(stage.epochs)}; epoch {stage.best_epoch + 1} is kept")
         for stage in run.stages
     ]
-    yield from _table(("setting", "value"), [(_text(name), _code(value)) for name, value in settings])
+    yield from table_lines(("setting", "value"), [(as_text(name), as_code(value)) for name, value in settings])
     positives = mapping(run.record, "positives")
     if positives:
-        counts = ", ".join(f"{_text(name)} {_text(value)}" for name, value in positives.items())
+        counts = ", ".join(f"{as_text(name)} {as_text(value)}" for name, value in positives.items())
         yield f"\nTraining samples of each class: {counts}."
     if run.notices:
         yield ""
-    yield from (f"- {_text(notice)}" for notice in run.notices)
+    yield from (f"- {as_text(notice)}" for notice in run.notices)
 
 
 def _use(run: ReportedRun) -> Iterator[str]:
@@ -214,7 +215,7 @@ def _use(run: ReportedRun) -> Iterator[str]:
     # The last stage that trained the student has its final weights.
     file = stage_weights(stages[-1].folder, run.student)
     path = PurePath(stages[-1].folder.name, file.name).as_posix()
-    yield f"The weights are in {_code(path)} in the run folder ({size(run.weights_bytes(run.student))})."
+    yield f"The weights are in {as_code(path)} in the run folder ({size(run.weights_bytes(run.student))})."
     yield "The code of the network, `build()` here, is in the recipe of the run:\n"
     yield "```python"
     yield "import kdkit\n"
@@ -228,9 +229,9 @@ def _exports(run: ReportedRun) -> Iterator[str]:
     if cards:
         titles, *table = summary_rows(cards)
         yield "Files for deployment. Gates compare their outputs and metrics with the network:\n"
-        yield from _table([*map(_text, titles)], [[*map(_text, row)] for row in table])
+        yield from table_lines([*map(as_text, titles)], [[*map(as_text, row)] for row in table])
         notices = [
-            f"- {_text(card['file'])}: {_text(notice)}"
+            f"- {as_text(card['file'])}: {as_text(notice)}"
             for card in cards
             for notice in card["metadata"]["notices"]
             if notice not in run.notices  # notices about the data are in another section
@@ -247,34 +248,11 @@ def _unknown(run: ReportedRun) -> Iterator[str]:
     for net in teachers:
         is_trained_here = any(run.trains(stage.name, net) for stage in run.stages)
         if net in mapping(run.record, "nets") and net not in mapping(run.record, "hub_names") and not is_trained_here:
-            yield f"The origin of the teacher {_code(net)}: its network has no name on the Hugging Face hub."
+            yield f"The origin of the teacher {as_code(net)}: its network has no name on the Hugging Face hub."
     if teachers and not run.baselines:
         yield "Whether distillation helped: the same student was not trained without a teacher."
-    yield f"The variation over seeds: this is one run, with seed {_code(run.record.get('seed'))}."
+    yield f"The variation over seeds: this is one run, with seed {as_code(run.record.get('seed'))}."
     if run.metrics.reported_on != "test":
         yield "The metrics on samples that were not used to choose the epoch: there was no test split."
-    yield from (_text(problem) for problem in run.problems)
+    yield from (as_text(problem) for problem in run.problems)
     yield f"This card was written by kdkit {__version__} from the files of the run."
-
-
-def _table(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> Iterator[str]:
-    for row in (columns, ["---"] * len(columns), *cells):
-        yield f"| {' | '.join(row)} |"
-
-
-def _text(value: Any) -> str:
-    """Return a value as one line of Markdown text, with markup escaped."""
-    return re.sub(r"([\\`*_{}\[\]<>()#|~!&$])", r"\\\1", _plain(value))
-
-
-def _code(value: Any) -> str:
-    """Return a value as one line of Markdown code, which a table may contain."""
-    text = _plain(value).replace("|", "\\|")
-    # The fence is longer than any run of backticks in the text.
-    longest = max((len(ticks) for ticks in re.findall("`+", text)), default=0)
-    fence, space = "`" * (longest + 1), " " if longest else ""
-    return f"{fence}{space}{text or ' '}{space}{fence}"
-
-
-def _plain(value: Any) -> str:
-    return printable(str(value))
