@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,28 +26,29 @@ class Attempt:
     metric: MetricGate
 
     @classmethod
-    def best_of(cls, source: ExportSource, reference: Reference, exporter: Exporter, weights: Path) -> "Attempt":
+    def best_of(cls, exporter: Exporter, reference: Reference, weights: Path) -> "Attempt":
         """Return the export of a network, or an improved one if it misses the metric gate."""
-        judged = partial(cls._judged, source=source, reference=reference, exporter=exporter, weights=weights)
-        attempt = judged(exporter.export(source))
+        source, metadata = reference.source, metadata_of(reference, weights)
+        attempt = cls._judged(exporter.export(source), exporter, reference, metadata)
         other_sizes = attempt.numeric.largest_differences.get("other sizes", 0.0)
         if not attempt.numeric.allows(other_sizes) and not source.fixed_sizes:
             source.fix_sizes()  # the network may behave differently for other sizes, such as by its positions
-            attempt = judged(exporter.export(source))
+            attempt = cls._judged(exporter.export(source), exporter, reference, metadata)
         improvements = exporter.improvements(source)
         while not attempt.metric.passed and (improved := next(improvements, None)) is not None:
-            candidate = judged(improved)
+            candidate = cls._judged(improved, exporter, reference, metadata)
             attempt = candidate if candidate.metric.loss < attempt.metric.loss else attempt
         return attempt
 
     @classmethod
     def _judged(
-        cls, exported: Exported, source: ExportSource, reference: Reference, exporter: Exporter, weights: Path
+        cls, exported: Exported, exporter: Exporter, reference: Reference, metadata: Mapping[str, Any]
     ) -> "Attempt":
         """Return an export with its gates, computed on the content that is written."""
+        source = reference.source
         sizes_of_example = [(1, *tensor.shape[1:]) for tensor in source.example]
         metadata = {
-            **metadata_of(source, reference, weights),
+            **metadata,
             "inputs": inputs_of(source, source.shapes.values() if exporter.dynamic else sizes_of_example),
             "precision": source.precision if exporter.precision == Exporter.precision else exporter.precision,
             "details": dict(exported.details),

@@ -25,8 +25,9 @@ FORMAT = 1  # of the metadata; increased when a reading program could misread th
 _ACTIVATIONS = {"multilabel": "sigmoid", "multiclass": "softmax", "regression": None}
 
 
-def metadata_of(source: ExportSource, reference: Reference, weights: Path) -> dict[str, Any]:
+def metadata_of(reference: Reference, weights: Path) -> dict[str, Any]:
     """Return the metadata of a network, as values for JSON. weights: its file, or the folder of its run."""
+    source = reference.source
     data = source.data
     # of the tensors, because files of a run and a checkpoint with the same weights differ
     digest = hashlib.sha256()
@@ -41,7 +42,7 @@ def metadata_of(source: ExportSource, reference: Reference, weights: Path) -> di
         "task": data.task,
         "classes": list(source.classes),
         "output": {"name": source.output_name, "activation": _ACTIVATIONS[data.task]},
-        "thresholds": _thresholds(source, reference),
+        "thresholds": _thresholds(reference),
         "preparation": preparation_of(source),
         "scores": {"split": reference.split, "samples": len(reference.test), "metrics": reference.scores},
         "run": {
@@ -89,11 +90,12 @@ def undescribed_inputs(source: ExportSource) -> list[str]:
     ]
 
 
-def _thresholds(source: ExportSource, reference: Reference) -> dict[str, Any] | None:
+def _thresholds(reference: Reference) -> dict[str, Any] | None:
     """Return the thresholds, in logits, at which classes are predicted; None for a task without thresholds.
 
     They are the thresholds of the recipe's first metric that has any, otherwise those of the best F1.
     """
+    source = reference.source
     if source.data.task != "multilabel" or reference.validation.per_position:
         return None
     fitted: list[Metric] = [metric for metric in reference.metrics if getattr(metric, "thresholds", None)]

@@ -123,8 +123,8 @@ def open_model(path: Path) -> Model:
 
 
 def model_of_run(recipe: Any, weights: Path, net: str | None) -> Model:
-    """Return a net of a recipe with trained weights; see `kdkit.export.unexported.open_net`."""
-    from kdkit.export.unexported import open_net  # imports torch
+    """Return a net of a recipe with trained weights; see `kdkit.export.export.open_net`."""
+    from kdkit.export.export import open_net  # imports torch
 
     run, metadata = open_net(recipe, weights, net=net)
     # Through JSON, so that the metadata are the same as in a file.

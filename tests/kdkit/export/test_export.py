@@ -18,10 +18,10 @@ from kdkit.cli.export import failures
 from kdkit.errors import PluginError
 from kdkit.export import Exported, Exporter, ExportSource
 from kdkit.export.card import card_markdown, read_cards
+from kdkit.export.export import open_net
 from kdkit.export.gates import MetricGate, Reference
 from kdkit.export.onnx_exporter import OnnxExporter
 from kdkit.export.output_files import OutputFile, output_files
-from kdkit.export.unexported import open_net
 from kdkit.plugins.manager import installed
 from kdkit.report.card import card_of
 from kdkit.report.page import Report, render

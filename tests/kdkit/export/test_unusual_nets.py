@@ -84,7 +84,7 @@ def test_masks_of_infinity_and_batches_of_any_size_pass_the_gates(attending, exp
     weights.touch()  # for its name alone: they are in the net
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # also those of torch and numpy about the numbers of a mask
-        attempt = Attempt.best_of(source, reference, exporter(), weights)
+        attempt = Attempt.best_of(exporter(), reference, weights)
     assert attempt.passed
     assert all(math.isfinite(difference) for difference in attempt.numeric.largest_differences.values())
     assert [entry["shape"][0] for entry in attempt.metadata["inputs"]] == ["batch", "batch"]
@@ -158,7 +158,7 @@ def test_a_metric_that_runs_the_network_is_left_out_of_the_gate_and_named(tmp_pa
     source = source_of(Writer, TorchData(samples, samples), metrics=(BootstrapInterval(Written()), MacroF1()))
     weights = tmp_path / "weights.safetensors"
     weights.touch()
-    card = Attempt.best_of(source, Reference(source), Pt2Exporter(), weights).card(source)
+    card = Attempt.best_of(Pt2Exporter(), Reference(source), weights).card(source)
     assert [*card["metric_gate"]["scores"]] == ["macro_f1"]
     assert [*card["metadata"]["scores"]["metrics"]] == ["macro_f1"]
     expected = ["the gate leaves out written, because metrics with reduce_network run the network itself"]
@@ -237,7 +237,7 @@ def test_a_net_that_takes_multiples_of_a_size_is_exported_for_all_of_them(tmp_pa
     source = source_of(UNet, TorchData(scenes(8), scenes(16), scenes(12)), metrics=(MeanIoU(),))
     weights = tmp_path / "weights.safetensors"
     weights.touch()
-    attempt = Attempt.best_of(source, Reference(source), Pt2Exporter(), weights)
+    attempt = Attempt.best_of(Pt2Exporter(), Reference(source), weights)
     assert attempt.passed
     assert attempt.metadata["inputs"][0]["shape"] == ["batch", 1, "height", "width"]
     assert attempt.numeric.largest_differences["other sizes"] <= 1e-6
@@ -285,7 +285,7 @@ def test_a_card_says_that_quantization_is_simulated(tmp_path):
     source = source_of(prepared, numbers(1.0, 0.0), metrics=(R2(),), loss=nn.MSELoss())
     weights = tmp_path / "weights.safetensors"
     weights.touch()
-    (notice,) = Attempt.best_of(source, Reference(source), Pt2Exporter(), weights).card(source)["notices"]
+    (notice,) = Attempt.best_of(Pt2Exporter(), Reference(source), weights).card(source)["notices"]
     assert "net 'student' simulates quantization (FakeQuantizedLinear)" in notice
 
 
@@ -300,7 +300,7 @@ def test_a_network_with_quantized_weights_is_exported_and_its_integers_counted(t
     source = source_of(quantized, numbers(1.0, 0.0), metrics=(R2(),), loss=nn.MSELoss())
     weights = tmp_path / "weights.safetensors"
     weights.touch()
-    card = Attempt.best_of(source, Reference(source), Pt2Exporter(), weights).card(source)
+    card = Attempt.best_of(Pt2Exporter(), Reference(source), weights).card(source)
     assert card["passed"]
     # weights of one byte; for each of nine outputs a bias and a scale of four bytes, and a zero point of one
     assert card["network"]["weights_bytes"] == 4 * 8 + 8 + 9 * 9
@@ -308,7 +308,7 @@ def test_a_network_with_quantized_weights_is_exported_and_its_integers_counted(t
     assert "net 'student' has quantized weights (Int8Tensor): pt2 stores them as they are" in notice
     digest = card["metadata"]["run"]["weights_sha256"]
     source.net.network[2].weight.qdata[0, 0] += 1
-    assert metadata_of(source, Reference(source), weights)["run"]["weights_sha256"] != digest
+    assert metadata_of(Reference(source), weights)["run"]["weights_sha256"] != digest
     with pytest.raises(
         KdkitError, match=r"net 'student' is quantized already \(Int8Tensor\): export it to pt2 or onnx"
     ):
@@ -474,7 +474,7 @@ def test_thresholds_of_classes_that_are_always_or_never_predicted_are_values_for
     source = source_of(lambda: nn.Linear(4, 2), data, metrics=(metric,), loss=nn.BCEWithLogitsLoss())
     weights = tmp_path / "weights.safetensors"
     weights.touch()
-    thresholds = json.loads(to_json(metadata_of(source, Reference(source), weights)))["thresholds"]
+    thresholds = json.loads(to_json(metadata_of(Reference(source), weights)))["thresholds"]
     always, never = thresholds["logits"]
     assert always < -1e38
     assert 0 <= thresholds["probabilities"][0] < 1e-30
