@@ -20,15 +20,15 @@ from kdkit.recipe.training import Training
 _LEARNING_RATE = 1e-4
 
 
-def finish(source: ExportSource, model: ModelProto, *, limit: int) -> ModelProto:
+def finish(source: ExportSource, model: ModelProto) -> ModelProto:
     """Return a quantized model after training, with the same operators and scales.
 
     The network teaches the model its outputs, in a stage with the data and metrics of the network's recipe. The
-    epoch with the best metric on the validation split is kept. limit: the largest integer of a weight.
+    epoch with the best metric on the validation split is kept.
     Raises KdkitError if an operator cannot be trained, or if training fails, for example with a loss of NaN.
     """
     try:
-        module = Int8Module(OnnxGraph(model), limit)
+        module = Int8Module(OnnxGraph(model))
         with torch.no_grad():
             module(*source.example)  # finds options of an operator that cannot be trained, before the stage begins
     except (LookupError, RuntimeError) as error:

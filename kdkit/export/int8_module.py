@@ -15,6 +15,8 @@ from kdkit.export.onnx_graph import OnnxGraph, attributes
 
 Values = dict[str, Tensor]
 
+_LARGEST_WEIGHT = 64  # as in onnxruntime, if weights use 7 of the 8 bits
+
 
 class Int8Module(nn.Module):
     """The operators of a graph in QOperator form, with trainable weights and biases, and everything else fixed.
@@ -23,12 +25,12 @@ class Int8Module(nn.Module):
     rounding as if it were not there, but not beyond the ends of a range (straight-through estimator, Bengio et al.
     2013, arXiv:1308.3432).
 
-    limit: the largest integer of a weight. Raises KdkitError for an unsupported operator.
+    Raises KdkitError for an unsupported operator.
     """
 
-    def __init__(self, graph: OnnxGraph, limit: int) -> None:
+    def __init__(self, graph: OnnxGraph) -> None:
         super().__init__()
-        self.graph, self.limit = graph, limit
+        self.graph = graph
         self.weights = nn.ParameterDict()
         for name, array in graph.constants.items():
             self.register_buffer(_key("constant", name), torch.from_numpy(np.array(array)), persistent=False)
@@ -73,8 +75,8 @@ class Int8Module(nn.Module):
             self.weights[_key("bias", step.output[0])] = nn.Parameter(real.float())
 
     def _integers(self, weight: Tensor, scale: Tensor) -> Tensor:
-        """Return a weight in steps of its scale, within the limit."""
-        return torch.round((weight / scale).clamp(-self.limit, self.limit))
+        """Return a weight in steps of its scale."""
+        return torch.round((weight / scale).clamp(-_LARGEST_WEIGHT, _LARGEST_WEIGHT))
 
     def _weight(self, step: NodeProto) -> Tensor:
         """Return a weight, rounded to its steps."""

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,7 +79,6 @@ class Int8OnnxExporter(OnnxExporter):
     label = "-int8"
     precision = "int8"
     tolerance = None
-    weight_bits: ClassVar[int] = 7
 
     def export(self, source: ExportSource) -> Exported:
         """Return the quantized network. Raises KdkitError if it has nothing to quantize."""
@@ -97,7 +96,7 @@ class Int8OnnxExporter(OnnxExporter):
             )
         model = quantizable(source)
         self._float, self._ranges = model, choose_ranges(model, calibration_arrays(source))
-        self._quantized = quantized(model, self._ranges, weight_bits=self.weight_bits)
+        self._quantized = quantized(model, self._ranges)
         return self._described(self._quantized, source)
 
     def improvements(self, source: ExportSource) -> Iterator[Exported]:
@@ -105,19 +104,19 @@ class Int8OnnxExporter(OnnxExporter):
         from kdkit.export.finishing import finish
         from kdkit.export.onnx_int8 import quantized
 
-        epochs = source.options.finish_epochs
-        limit = 2 ** (self.weight_bits - 1) - (self.weight_bits == 8)  # as in onnxruntime: 64, or 127
-        try:
-            trained = finish(source, self._quantized, limit=limit) if epochs else None
-        except KdkitError as error:  # the other files do not depend on it
-            reason = " ".join(str(error).split())  # one line, because a check lists all problems
-            self.notices = (f"int8 was not finished: {reason}; only its layers with weights are tried in int8 instead",)
-            trained = None
-        if trained is not None:
-            finishing = {"epochs": epochs, "loss": "mean squared error of outputs", "teacher": source.net.name}
-            yield self._described(trained, source, finishing=finishing)
+        if epochs := source.options.finish_epochs:
+            try:
+                trained = finish(source, self._quantized)
+            except KdkitError as error:  # the other file does not depend on it
+                reason = " ".join(str(error).split())  # one line, because a check lists all problems
+                self.notices = (
+                    f"int8 was not finished: {reason}; only its layers with weights are tried in int8 instead",
+                )
+            else:
+                finishing = {"epochs": epochs, "loss": "mean squared error of outputs", "teacher": source.net.name}
+                yield self._described(trained, source, finishing=finishing)
         # Attention and norms may need more than 256 steps.
-        layers = quantized(self._float, self._ranges, weight_bits=self.weight_bits, only_layers=True)
+        layers = quantized(self._float, self._ranges, only_layers=True)
         yield self._described(layers, source, operators="layers with weights")
 
     def _described(self, model: Any, source: ExportSource, **details: Any) -> Exported:
@@ -127,7 +126,7 @@ class Int8OnnxExporter(OnnxExporter):
         described = {
             "operators": "all",
             "finishing": None,
-            "weights": {"bits": self.weight_bits, "symmetric": True, "by": "channel"},
+            "weights": {"bits": 7, "symmetric": True, "by": "channel"},
             "activations": {"bits": 8, "symmetric": False, "by": "tensor"},
             "calibration": {"split": "train", "samples": sum(map(len, batches)), "seed": source.options.seed},
             **details,

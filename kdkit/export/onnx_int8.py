@@ -26,8 +26,7 @@ _CONTRIB = "com.microsoft"  # the operators of onnxruntime
 
 def quantizable(source: ExportSource) -> ModelProto:
     """Return the network as a float model whose large operators all have a quantized form."""
-    model = without_batch_norms(with_2d_convolutions(onnx_model(source)))
-    return named_nodes(model)
+    return named_nodes(without_batch_norms(with_2d_convolutions(onnx_model(source))))
 
 
 def named_nodes(model: ModelProto) -> ModelProto:
@@ -102,9 +101,7 @@ def _best_range(values: NDArray[np.float32], low: float, high: float) -> tuple[f
     return float(best * low), float(best * high)
 
 
-def quantized(
-    model: ModelProto, ranges: Mapping[str, tuple[float, float]], *, weight_bits: int, only_layers: bool = False
-) -> ModelProto:
+def quantized(model: ModelProto, ranges: Mapping[str, tuple[float, float]], *, only_layers: bool = False) -> ModelProto:
     """Return a float model in int8. Raises KdkitError if none of its operators has a quantized form.
 
     only_layers: keep everything between layers with weights, such as norms and attention, in float.
@@ -130,7 +127,7 @@ def quantized(
     quantizer = ONNXQuantizer(
         model,
         True,  # weights by channel
-        weight_bits < 8,  # reduce their range
+        True,  # weights in 7 of the 8 bits
         QuantizationMode.QLinearOps,
         True,  # static
         QuantType.QInt8,

@@ -261,7 +261,7 @@ def int8(run_folder):
     source = ExportSource(made, load_net(made, run_folder, None), FAST)
     model = onnx_int8.quantizable(source)
     ranges = onnx_int8.choose_ranges(model, onnx_int8.calibration_arrays(source))
-    return source, onnx_int8.quantized(model, ranges, weight_bits=7)
+    return source, onnx_int8.quantized(model, ranges)
 
 
 def test_the_module_that_is_trained_computes_the_outputs_of_the_int8_graph_and_returns_its_integers(int8):
@@ -269,7 +269,7 @@ def test_the_module_that_is_trained_computes_the_outputs_of_the_int8_graph_and_r
     from kdkit.export.onnx_graph import OnnxGraph
 
     source, model = int8
-    module = Int8Module(OnnxGraph(model), 64)
+    module = Int8Module(OnnxGraph(model))
     inputs = source.example
     arrays = {name: tensor.numpy() for name, tensor in zip(source.input_names, inputs, strict=True)}
     runner = OnnxExporter()
@@ -317,7 +317,7 @@ def test_the_float_net_teaches_an_int8_graph_whose_weights_were_spoilt(int8, mon
     monkeypatch.setattr(source, "recipe", replace(source.recipe, metrics=(SizeOfWeights(), *source.recipe.metrics)))
     was_training = source.net.network.training
     monkeypatch.setattr(finishing, "_LEARNING_RATE", 1e-3)  # more than rounding is to be undone
-    trained = finishing.finish(source, spoilt, limit=64)
+    trained = finishing.finish(source, spoilt)
     assert difference(trained) < 0.5 * difference(spoilt)
     assert [step.op_type for step in trained.graph.node] == [step.op_type for step in spoilt.graph.node]
     assert source.net.network.training == was_training
@@ -333,7 +333,7 @@ def test_a_graph_with_an_option_that_cannot_be_trained_is_not_finished(int8):
     model = type(model).FromString(model.SerializeToString())
     model.graph.node.append(node("MaxPool", [convolved], "pooled", kernel_shape=[1, 2], pads=[0, 0, 0, 1]))
     with pytest.raises(KdkitError, match="a pooling with uneven padding cannot be trained"):
-        finish(source, model, limit=64)
+        finish(source, model)
 
 
 def test_the_pooling_of_timm_models_can_be_trained():
@@ -350,7 +350,7 @@ def test_the_pooling_of_timm_models_can_be_trained():
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
     model = helper.make_model(helper.make_graph(nodes, "pooling", ends[:1], ends[1:], constants))
     images = torch.randn(2, 3, 4, 4)
-    torch.testing.assert_close(Int8Module(OnnxGraph(model), 64)(images), images.mean((2, 3)))
+    torch.testing.assert_close(Int8Module(OnnxGraph(model))(images), images.mean((2, 3)))
 
 
 def test_a_trained_graph_flattens_and_unsqueezes_as_onnxruntime_does():
@@ -368,7 +368,7 @@ def test_a_trained_graph_flattens_and_unsqueezes_as_onnxruntime_does():
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     values = torch.randn(2, 3, 4)
     (expected,) = cpu_session(model.SerializeToString()).run(None, {"x": values.numpy()})
-    np.testing.assert_array_equal(Int8Module(OnnxGraph(model), 64)(values).numpy(), expected)
+    np.testing.assert_array_equal(Int8Module(OnnxGraph(model))(values).numpy(), expected)
 
 
 def test_a_loss_of_nan_ends_the_finishing_and_not_the_export(run_folder, tmp_path, monkeypatch):
@@ -622,7 +622,7 @@ def test_only_the_layers_with_weights_can_be_quantized(int8):
     source, _ = int8
     model = onnx_int8.quantizable(source)
     ranges = onnx_int8.choose_ranges(model, onnx_int8.calibration_arrays(source))
-    layers = onnx_int8.quantized(model, ranges, weight_bits=7, only_layers=True)
+    layers = onnx_int8.quantized(model, ranges, only_layers=True)
     kinds = [node.op_type for node in layers.graph.node]
     assert kinds.count("QLinearConv") == 4
     assert {"Add", "Relu"} <= {*kinds}
