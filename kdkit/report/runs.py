@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -274,30 +275,34 @@ def read_runs(folders: Sequence[Path]) -> tuple[tuple[ReportedRun, ...], tuple[s
     paths: dict[Path, list[Path]] = {}  # the runs in each folder
     left_out = []
     for folder in folders:
-        names = sorted(runs_in(folder), key=_by_numbers) if not (folder / "run.json").exists() else []
+        names = [] if (folder / "run.json").exists() else sorted(runs_in(folder), key=_by_numbers)
         paths[folder] = [folder / name for name in names] or [folder]
         if studies := [path for path in sorted(folder.glob("*/")) if names and runs_in(path)]:
             of = describe_names(path.name for path in studies)
             left_out.append(f"the runs in {of} of {folder} are left out; for their report, pass {studies[0]}")
-    # A dict as an ordered set: a run that is named twice is shown once, also if one of the paths is absolute or a link.
-    unique = dict.fromkeys(path.resolve() for inside in paths.values() for path in inside)
-    labels = dict(zip(unique, distinct_names([*unique]), strict=True))
+    # A run that is named twice is shown once, also if one of the paths is absolute or a link.
+    unique: dict[Path, Path] = {}
+    for path in chain.from_iterable(paths.values()):
+        unique.setdefault(path.resolve(), path)
     runs: dict[Path, ReportedRun] = {}
+    errors: dict[Path, KdkitError] = {}
+    for (resolved, path), label in zip(unique.items(), distinct_names([*unique]), strict=True):
+        try:
+            runs[resolved] = ReportedRun.read(path, label)
+        except KdkitError as error:
+            errors[resolved] = error
     for folder, inside in paths.items():
-        errors: list[KdkitError] = []
-        for path in inside:
-            try:
-                real = path.resolve()
-                runs[real] = runs[real] if real in runs else ReportedRun.read(path, labels[real])
-            except KdkitError as error:
-                errors.append(error)
-        if len(errors) == len(inside):
-            raise errors[0]
-        if errors:
-            reasons = "; ".join([*map(str, errors[:3]), *([f"and {len(errors) - 3} more"] if len(errors) > 3 else [])])
-            verb = "is" if len(errors) == 1 else "are"
-            left_out.append(f"{len(errors)} of the {len(inside)} runs in {folder} {verb} left out: {reasons}")
-    return tuple(runs[real] for real in unique if real in runs), tuple(left_out)
+        reasons = [str(errors[resolved]) for path in inside if (resolved := path.resolve()) in errors]
+        if len(reasons) == len(inside):
+            raise errors[inside[0].resolve()]
+        if reasons:
+            more = [f"and {len(reasons) - 3} more"] if len(reasons) > 3 else []
+            verb = "is" if len(reasons) == 1 else "are"
+            left_out.append(
+                f"{len(reasons)} of the {len(inside)} runs in {folder} {verb} left out: "
+                f"{'; '.join([*reasons[:3], *more])}"
+            )
+    return tuple(runs.values()), tuple(left_out)
 
 
 def _by_numbers(name: str) -> list[Any]:
