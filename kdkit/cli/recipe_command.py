@@ -149,18 +149,18 @@ class RunCommand(RecipeCommand):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Replace the folder of a run by its recorded arguments, followed by the other arguments."""
-        position = args.index("--resume") + 1 if "--resume" in args else len(args)
-        following, rest = "".join(args[position : position + 1]), [*args[:position], *args[position + 1 :]]
-        needs_folder = "--resume" in args and not ctx.resilient_parsing and not following.endswith(".py")
-        file = self._find_file(rest) if needs_folder else None
-        # The value of an option of the recipe, which is not known yet, looks like a file.
-        if needs_folder and (file is None or (following and Path(following).is_dir() and not file.endswith(".py"))):
-            if not following or following.startswith("-"):
-                raise click.UsageError("--resume needs the folder of a run: kdkit run --resume FOLDER", ctx)
-            from kdkit.cli.repeat import arguments_to_resume
+        if "--resume" in args and not ctx.resilient_parsing:
+            position = args.index("--resume") + 1
+            folder, rest = "".join(args[position : position + 1]), [*args[:position], *args[position + 1 :]]
+            file = folder if folder.endswith(".py") else self._find_file(rest)
+            # The value of an option of the recipe, which is not known yet, may look like a file.
+            if file is None or (not file.endswith(".py") and folder and Path(folder).is_dir()):
+                if not folder or folder.startswith("-"):
+                    raise click.UsageError("--resume needs the folder of a run: kdkit run --resume FOLDER", ctx)
+                from kdkit.cli.repeat import arguments_to_resume
 
-            # If an option occurs twice, its last value counts.
-            args = [*arguments_to_resume(Path(following), trust="--trust" in rest), *rest, "--out", following]
+                # If an option occurs twice, its last value counts.
+                args = [*arguments_to_resume(Path(folder), trust="--trust" in rest), *rest, "--out", folder]
         return super().parse_args(ctx, args)
 
 
