@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from kdkit.cli.estimates import about, type_name
+from kdkit.cli.plan import about, type_name
 from kdkit.engine.check.plan import Plan, TermSummary
 from kdkit.nets.net import Net
 from kdkit.teachers.ema import Ema

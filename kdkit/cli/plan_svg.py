@@ -4,7 +4,7 @@ In a card, sources are on the left and students on the right. Outside of the car
 later stages in which it teaches.
 """
 
-from kdkit.cli.estimates import describe_projector, describe_weight
+from kdkit.cli.plan import describe_projector, describe_weight
 from kdkit.cli.plan_graph import LABELS, Box, Lesson, Source, StageGraph, stage_graphs
 from kdkit.engine.check.plan import Plan, TermSummary
 from kdkit.report.svg import COLOURS, Point, Svg, text_width

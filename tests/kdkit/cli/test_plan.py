@@ -23,8 +23,7 @@ from kdkit import (
     check,
     model_loss,
 )
-from kdkit.cli.estimates import estimate_lines
-from kdkit.cli.plan import show_plan
+from kdkit.cli.plan import estimate_lines, show_plan
 from kdkit.engine.check.estimate import CacheForecast, StageEstimate
 from kdkit.engine.options import RunOptions
 from kdkit.losses import DKD, Hint, SoftTargets

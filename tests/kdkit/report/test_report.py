@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import kdkit
-from kdkit.cli.estimates import describe_weight
+from kdkit.cli.plan import describe_weight
 from kdkit.data.torch_data import TorchData
 from kdkit.engine.display.tables import describe_difference
 from kdkit.engine.storage.comparison import differences

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 import kdkit
 from kdkit import Ema, Match, Net, Parallel, Peer, Recipe, Stage, Tap, TorchData, Training, Truth, check
-from kdkit.cli.estimates import estimate_lines
+from kdkit.cli.plan import estimate_lines
 from kdkit.cli.plan_svg import draw_plan
 from kdkit.engine.options import RunOptions
 from kdkit.losses import Hint, SoftTargets
