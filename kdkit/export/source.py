@@ -280,16 +280,15 @@ class ExportSource:
                 if multiple and isinstance(declared, str):
                     size = changed.setdefault(declared, _other_size(size, multiple))
                 sizes.append(size)
-            positions = [
-                (torch.arange(size) % tensor.shape[dim]).view(-1, *(1 for _ in sizes[dim + 1 :]))
-                for dim, size in enumerate(sizes[1:], start=1)
-            ]
-            sampled = tensor[(torch.randint(len(tensor), sizes, generator=generator), *positions)]
+            real = tensor
+            for dim, size in enumerate(sizes[1:], start=1):  # a larger size repeats the positions
+                real = real.index_select(dim, torch.arange(size) % tensor.shape[dim])
+            sampled = real.gather(0, torch.randint(len(real), sizes, generator=generator))
             if tensor.is_floating_point():
                 noise = torch.randn(sizes, generator=generator)
                 finite = tensor[tensor.isfinite()]
                 deviation = finite.std() if len(finite) > 1 else torch.ones(())
-                is_whole = (tensor == tensor.round()).all(0)[tuple(positions)]
+                is_whole = (real == real.round()).all(0)
                 sampled = torch.where(is_whole, sampled, (noise * deviation + finite.mean()).to(tensor.dtype))
             tensors.append(sampled)
         return tuple(tensors)
