@@ -39,12 +39,11 @@ def difference_bar(name: str, value: float, interval: tuple[float, float], verdi
     """Return the row of a difference with its verdict, such as "better". points: whether to show it in points."""
     scale = 100 if points else 1
     low, high = interval
-    span = f"{formats.signed(low, points=points)} to {formats.signed(high, points=points)}"
     return Bar(
         name=name,
         value=scale * value,
         interval=(scale * low, scale * high),
-        text=f"{formats.signed(value, points=points)} ({span})",
+        text=f"{formats.signed(value, points=points)} ({formats.signed_bounds(interval, points=points)})",
         tone=str(verdict) if verdict in ("better", "worse") else "",
     )
 

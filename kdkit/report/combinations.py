@@ -8,7 +8,7 @@ from typing import Any
 from kdkit.errors import RunFolderError
 from kdkit.metrics.base import is_share
 from kdkit.report.charts import Bar, difference_bar, interval_chart
-from kdkit.report.formats import DASH, metric_title, plain, signed
+from kdkit.report.formats import DASH, metric_title, plain, signed, signed_bounds
 from kdkit.report.runs import ReportedRun
 from kdkit.utils.read_json import items, mapping, number_or, read_json, require_object, rows
 
@@ -100,10 +100,7 @@ def _difference(label: str, comparison: Values, *, points: bool) -> tuple[Bar, l
     intervals = [_interval(part) for part in (*parts, comparison if all(parts) else {})]
     widest = next((interval for interval in reversed(intervals) if interval is not None), (math.nan, math.nan))
     bar = difference_bar(label, value, widest, comparison.get("verdict"), points=points)
-    spans = [
-        DASH if interval is None else " to ".join(signed(bound, points=points) for bound in interval)
-        for interval in intervals
-    ]
+    spans = [DASH if interval is None else signed_bounds(interval, points=points) for interval in intervals]
     return bar, [signed(value, points=points), *spans]
 
 

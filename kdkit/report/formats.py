@@ -52,6 +52,11 @@ def signed(value: float, *, points: bool) -> str:
     return ("0.0" if text in ("+0.0", "-0.0") else text).replace("-", MINUS)
 
 
+def signed_bounds(interval: tuple[float, float], *, points: bool) -> str:
+    """Return the bounds of the interval of a difference."""
+    return " to ".join(signed(bound, points=points) for bound in interval)
+
+
 def percent(value: float | None) -> str:
     """Return a share in percent."""
     return DASH if value is None or not math.isfinite(value) else f"{100 * value:.1f}\N{NO-BREAK SPACE}%"

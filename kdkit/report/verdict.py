@@ -14,7 +14,7 @@ from kdkit.metrics.comparison import Comparison, PairsOfRuns, compare_over_seeds
 from kdkit.metrics.paired import Difference, paired_t_interval
 from kdkit.plugins.events import BaselineDifference
 from kdkit.report.analysis import same_metric
-from kdkit.report.formats import bounds, metric_title, plain, signed
+from kdkit.report.formats import bounds, metric_title, plain, signed, signed_bounds
 from kdkit.report.runs import ReportedRun, settings_digest
 from kdkit.utils.read_json import mapping, whole_number
 from kdkit.utils.reprs import describe_count, describe_names
@@ -269,9 +269,8 @@ class _Group:
     def _sentence(self, difference: BaselineDifference) -> str:
         value, reference = (self._mean(net) for net in (difference.student, difference.baseline))
         points = in_points(self.runs, difference)
-        low, high = (signed(bound, points=points) for bound in difference.interval)
-        level = f"{100 * difference.level:.0f} % interval"
-        interval = f"{level} {low} to {high}" if bounds(difference.interval) else "no interval"
+        level, span = f"{100 * difference.level:.0f} % interval", signed_bounds(difference.interval, points=points)
+        interval = f"{level} {span}" if bounds(difference.interval) else "no interval"
         name = "" if self.reference == "teacher" else f" {self.reference}"
         who = f"for its teacher{name}" if self.baseline is None else "for the same student without a teacher"
         seeds = f", on average over {len(self.runs)} {self.unit}s," if len(self.runs) > 1 else ""
@@ -337,9 +336,7 @@ class _Group:
         points = in_points(self.runs, difference)
 
         def interval(part: Difference | None) -> str:
-            return (
-                "" if part is None else ": {} to {}".format(*(signed(bound, points=points) for bound in part.interval))
-            )
+            return "" if part is None else f": {signed_bounds(part.interval, points=points)}"
 
         unit = self.unit
         seeds = f"Student's t interval over {len(self.runs)} {unit}s, paired by {unit}{interval(comparison.seeds)}"
