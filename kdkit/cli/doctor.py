@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from importlib.metadata import Distribution, PackageNotFoundError
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import click
 
@@ -344,9 +344,8 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 def report(facts: dict[str, Any], findings: list[Finding]) -> dict[str, Any]:
     """Return the facts and the findings as values for JSON."""
-    state: Literal["broken", "working"] = "broken" if any(finding.broken for finding in findings) else "working"
     return {
-        "state": state,
+        "state": "broken" if any(finding.broken for finding in findings) else "working",
         **facts,
         "findings": [finding._asdict() for finding in findings],
         "executable": sys.executable,
