@@ -19,7 +19,7 @@ def print_and_save(results: SweepResults, folder: Path) -> list[str]:
     console = make_console()
     console.print()
     console.print(sweep_table(results))
-    if any(cell.comparison or cell.against_reference for cell in results.cells):
+    if any(cell.comparison is not None for cell in results.cells):
         console.print(comparison_table(results))
     if any(cell.distillation is not None for cell in results.cells):
         console.print(distillation_table(results))
@@ -62,12 +62,10 @@ def comparison_table(results: SweepResults) -> Table:
 
     The best cell is compared with the others, or if there is a reference, the others with the reference.
     """
-    best = "" if results.best is None else results.cells[results.best].label
-    if results.reference:
-        compared = {cell.label: cell.against_reference for cell in results.cells if cell.against_reference is not None}
-        title, verdict = f"{results.metric} minus that of {results.reference}", "is"
-    else:
-        compared = {cell.label: cell.comparison for cell in results.cells if cell.comparison is not None}
+    compared = {cell.label: cell.comparison for cell in results.cells if cell.comparison is not None}
+    title, verdict = f"{results.metric} minus that of {results.reference}", "is"
+    if not results.reference:
+        best = "" if results.best is None else results.cells[results.best].label
         title, verdict = f"{results.metric} of {best} minus that of others", f"{best} is"
     table = _table(title, results.level, verdict, compared, unit=results.unit)
     for label, comparison in compared.items():

@@ -61,10 +61,9 @@ def compare_cells(
     overlap = float(np.max([run.overlap for run in runs])) if average_over else 0.0
 
     def results_of(cell: _FinishedCell) -> CellResults:
-        comparison = against_reference = distillation = None
+        comparison = distillation = None
         if cell in compared and reference:
-            reference_nets = by_label[cell.cell.reference].nets
-            against_reference = _compare(cell.nets, reference_nets, metric, level, overlap)
+            comparison = _compare(cell.nets, by_label[cell.cell.reference].nets, metric, level, overlap)
         elif cell in compared and best is not None:
             comparison = _compare(best.nets, cell.nets, metric, level, overlap)
         if cell.baselines:
@@ -76,7 +75,6 @@ def compare_cells(
             validation={key: run.validation for key, run in cell.runs.items()},
             comparison=comparison,
             reference=cell.cell.reference,
-            against_reference=against_reference,
             alone=_by_metric(cell.baselines),
             distillation=distillation,
         )

@@ -56,9 +56,9 @@ class CellResults:
 
     metrics: of the net on the reported split, by metric and repetition. A repetition is a seed, or if the sweep
     averages over options, a tuple of their values and the seed. validation: the compared metric on the validation
-    split, by repetition. comparison: of the best cell with this one; None for the best cell, for cells without runs,
-    and if the sweep has a reference. against_reference: the comparison with the cell named `reference`; None if there
-    is none. alone: like `metrics`, of the student without teachers, if the runs have such a baseline. distillation: the
+    split, by repetition. comparison: of the best cell with this one; if the sweep has a reference, of this cell with
+    the one named `reference`. None for the best cell and the reference, and if one of the two cells has no runs.
+    alone: like `metrics`, of the student without teachers, if the runs have such a baseline. distillation: the
     comparison of the net with this baseline; None if there is none.
     """
 
@@ -68,7 +68,6 @@ class CellResults:
     validation: Mapping[Repetition, float]
     comparison: Comparison | None = None
     reference: str = ""
-    against_reference: Comparison | None = None
     alone: Mapping[str, Mapping[Repetition, float]] = field(default_factory=dict)
     distillation: Comparison | None = None
 
@@ -134,10 +133,10 @@ class SweepResults:
         """Return a sentence for the best cell, for each comparison, and for each student with a baseline."""
         best = "" if self.best is None else self.cells[self.best].label
         comparisons = [
-            *((best, cell.label, cell.comparison) for cell in self.cells),
-            *((cell.label, cell.reference, cell.against_reference) for cell in self.cells),
-            *((cell.label, "the same student alone", cell.distillation) for cell in self.cells),
+            (*((cell.label, cell.reference) if self.reference else (best, cell.label)), cell.comparison)
+            for cell in self.cells
         ]
+        comparisons += [(cell.label, "the same student alone", cell.distillation) for cell in self.cells]
         sentences = [f"{best} is the best on the validation split"] if best else []
         for first, second, comparison in comparisons:
             if comparison is not None:
@@ -148,10 +147,9 @@ class SweepResults:
 
     def notes(self) -> list[str]:
         """Return the reasons why comparisons are missing, and the assumptions of the others."""
-        of_best = [cell.comparison for cell in self.cells if cell.comparison is not None]
-        against_reference = [cell.against_reference for cell in self.cells if cell.against_reference is not None]
-        against_baselines = [cell.distillation for cell in self.cells if cell.distillation is not None]
-        comparisons = [*of_best, *against_reference, *against_baselines]
+        of_cells = [cell.comparison for cell in self.cells if cell.comparison is not None]
+        of_students = [cell.distillation for cell in self.cells if cell.distillation is not None]
+        comparisons = [*of_cells, *of_students]
         notes = [
             comparison.note
             for comparison in comparisons
@@ -161,7 +159,7 @@ class SweepResults:
         repetitions = [cell.repetitions for cell in finished]
         if comparisons and min(map(len, repetitions)) == 1:
             notes.append("one seed cannot tell which options are better, or whether distillation helps: --seeds 5")
-        if against_baselines:
+        if of_students:
             alone = [cell.label for cell in finished if cell.distillation is None]
             notes += [f"{label} has no baseline, because it has no distilled student" for label in alone]
         if self.best is None and len(self.cells) > 1:
@@ -183,12 +181,13 @@ class SweepResults:
         notes += [f"{reference} has no results to compare with" for reference in missing]
         if len({*repetitions}) > 1:
             notes.append(f"means are over different {self.unit}s, because some runs are missing; run the sweep again")
-        if max(map(len, (of_best, against_reference, against_baselines))) > 1:
+        if max(len(of_cells), len(of_students)) > 1:
             notes.append(f"all intervals of a table together hold with {100 * LEVEL:.0f} % confidence (Bonferroni)")
-        if of_best and self.reported_on == "validation":
+        has_chosen = bool(of_cells) and not self.reference
+        if has_chosen and self.reported_on == "validation":
             # On the samples used to choose it, the best looks better than it is.
             notes.append("there is no test split, so the best was chosen and compared on the same samples")
-        elif self.average_over and any(comparison.includes_samples for comparison in of_best):
+        elif has_chosen and self.average_over and any(comparison.includes_samples for comparison in of_cells):
             notes.append("test samples of one run may be validation samples of another, on which the best was chosen")
         return [*dict.fromkeys(notes)]
 
@@ -206,8 +205,8 @@ class SweepResults:
                 "validation": {
                     self.metric: {str(self._repetition_name(key)): value for key, value in cell.validation.items()}
                 },
-                "best_minus_this": _as_dict(cell.comparison),
-                "this_minus_reference": _as_dict(cell.against_reference),
+                "best_minus_this": None if self.reference else _as_dict(cell.comparison),
+                "this_minus_reference": _as_dict(cell.comparison) if self.reference else None,
                 "this_minus_alone": _as_dict(cell.distillation),
             }
             for cell in self.cells

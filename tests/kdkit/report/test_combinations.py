@@ -71,7 +71,7 @@ def test_with_a_reference_each_combination_is_compared_with_it(sweep, tmp_path):
     reference, compared = results.cells
     assert "Accuracy minus that of lr=0.0001" in page.text
     assert "the reference" in line(page, reference)
-    assert row_of(compared.against_reference) in line(page, compared)
+    assert row_of(compared.comparison) in line(page, compared)
     # The folder still has the runs of the third seed.
     assert "the folder has 6 runs, of which the last sweep compared 4" in page.text
 
