@@ -50,38 +50,40 @@ def compare_cells(
         raise [*damaged, *(error for cell in finished for error in cell.without_net)][0]
     best = _best(finished, metric)
     by_label = {cell.cell.label: cell for cell in finished if cell.runs}
-    if reference:
-        compared = [cell for cell in by_label.values() if cell.cell.reference in by_label]
-    else:
-        compared = [cell for cell in by_label.values() if cell is not best] if best is not None else []
-    level = _corrected_level(len(compared))
+    sides: dict[str, tuple[_FinishedCell, _FinishedCell]] = {}  # of each comparison, by the label of its cell
+    for label, cell in by_label.items():
+        if reference and cell.cell.reference in by_label:
+            sides[label] = cell, by_label[cell.cell.reference]
+        elif not reference and best is not None and cell is not best:
+            sides[label] = best, cell
+    level = _corrected_level(len(sides))
     distillation_level = _corrected_level(sum(bool(cell.baselines) for cell in finished))
     # If runs differ only in their seeds but have different test samples, as with simulated data, they may share none.
     # NaN if the overlap of any run is unknown.
     overlap = float(np.max([run.overlap for run in runs])) if average_over else 0.0
-
-    def results_of(cell: _FinishedCell) -> CellResults:
+    results = []
+    for cell in finished:
         comparison = distillation = None
-        if cell in compared and reference:
-            comparison = _compare(cell.nets, by_label[cell.cell.reference].nets, metric, level, overlap)
-        elif cell in compared and best is not None:
-            comparison = _compare(best.nets, cell.nets, metric, level, overlap)
+        if cell.cell.label in sides:
+            first, second = sides[cell.cell.label]
+            comparison = _compare(first.nets, second.nets, metric, level, overlap)
         if cell.baselines:
             distillation = _compare(cell.nets, cell.baselines, metric, distillation_level, overlap)
-        return CellResults(
-            label=cell.cell.label,
-            options=cell.cell.options,
-            metrics=_by_metric(cell.nets),
-            validation={key: run.validation for key, run in cell.runs.items()},
-            comparison=comparison,
-            reference=cell.cell.reference,
-            alone=_by_metric(cell.baselines),
-            distillation=distillation,
+        results.append(
+            CellResults(
+                label=cell.cell.label,
+                options=cell.cell.options,
+                metrics=_by_metric(cell.nets),
+                validation={key: run.validation for key, run in cell.runs.items()},
+                comparison=comparison,
+                reference=cell.cell.reference,
+                alone=_by_metric(cell.baselines),
+                distillation=distillation,
+            )
         )
-
     names = {run.name for run in runs}
     return SweepResults(
-        cells=tuple(map(results_of, finished)),
+        cells=tuple(results),
         metric=metric.name,
         lower_is_better=lower_is_better(metric),
         net=names.pop() if len(names) == 1 else "",
@@ -112,7 +114,7 @@ class _NoSuchNetError(RecipeError):
 
 
 class _Run:
-    """A finished trial: the compared net and its baseline, whose metrics are empty if there is none.
+    """A finished trial: the compared net and its baseline, which is None if there is none.
 
     name: of the net. validation: the metric on the validation split, which chooses cells without looking at the test
     split. has_test: whether the data has a test split. overlap: reported samples for each training sample.
@@ -136,19 +138,19 @@ class _Run:
         if is_computed:
             metric = _metric_of(study, trial, metric, predictions, metrics[net][metric.name].value)
         self.validation = float(metric.fit(validation).compute(validation).value) if is_computed else math.nan
-        self.net, self.alone = (
-            _ReportedNet(
-                {metric_name: result.value for metric_name, result in metrics.get(name, {}).items()},
-                partial(study.predictions, trial, name),
-                metric,
-            )
-            for name in (net, str(baselines.get(net, "")))
-        )
+
+        def reported_net(name: str) -> _ReportedNet:
+            values = {metric_name: result.value for metric_name, result in metrics[name].items()}
+            return _ReportedNet(values, partial(study.predictions, trial, name), metric)
+
+        self.net = reported_net(net)
+        baseline = str(baselines.get(net, ""))
+        self.alone = reported_net(baseline) if metrics.get(baseline) else None
+        if self.alone is not None:
+            self.alone.predictions()  # raises RunFolderError
         self.has_test = reported.reported_on == "test"
         size = whole_number(record, "training_size")
         self.overlap = len(test) / size if size is not None and size > 0 else math.nan
-        if self.alone.metrics:
-            self.alone.predictions()  # raises RunFolderError
 
 
 def _metric_of(study: Study, name: str, metric: Metric, predictions: SplitPredictions, value: float) -> Metric:
@@ -194,7 +196,7 @@ class _FinishedCell:
             except _NoSuchNetError as error:
                 self.without_net.append(error)
         self.nets = {key: run.net for key, run in self.runs.items()}
-        self.baselines = {key: run.alone for key, run in self.runs.items() if run.alone.metrics}
+        self.baselines = {key: run.alone for key, run in self.runs.items() if run.alone is not None}
         self.validation = spread(run.validation for run in self.runs.values())
 
 
