@@ -33,17 +33,15 @@ def latency(source: ExportSource, model: Model) -> dict[str, Any]:
             "torch": lambda: source.module(*inputs),
             "export": lambda: run_model(source, model, inputs),
         }
-        times = time_in_turns(passes, seconds=source.options.timing_seconds)
-    walls = {name: 1e3 * np.array([wall for wall, _ in values]) for name, values in times.items()}
-    cpus = {name: 1e3 * np.array([cpu for _, cpu in values]) for name, values in times.items()}
-    p50 = {name: float(np.percentile(values, 50)) for name, values in walls.items()}
-    cpu = {name: float(np.percentile(values, 50)) for name, values in cpus.items()}
+        seconds_by_name = time_in_turns(passes, seconds=source.options.timing_seconds)
+    times = {name: 1e3 * np.array(seconds) for name, seconds in seconds_by_name.items()}  # (rounds, wall and CPU time)
+    p50, cpu = ({name: float(np.median(values[:, kind])) for name, values in times.items()} for kind in (0, 1))
     return {
         "batch": 1,
         "threads": 1,
-        "rounds": len(walls["export"]),
+        "rounds": len(times["export"]),
         "p50_ms": p50,
-        "p95_ms": {name: float(np.percentile(values, 95)) for name, values in walls.items()},
+        "p95_ms": {name: float(np.percentile(values[:, 0], 95)) for name, values in times.items()},
         "ratio": p50["export"] / p50["torch"],
         "cpu_p50_ms": cpu,
         "cpu_ratio": cpu["export"] / cpu["torch"] if cpu["torch"] > 0 else None,

@@ -13,6 +13,13 @@ from kdkit.utils.read_json import number_or
 Values = dict[str, Any]
 
 _MOST_TEACHERS = 3  # most teachers that sentences compare with a student
+# The name of each figure in a sentence, and its format.
+_FIGURES = {
+    "parameters": ("parameters", formats.short),
+    "bytes": ("bytes of weights", formats.size),
+    "multiply_adds": ("multiply-adds", formats.short),
+    "latency": ("latency", formats.moment),
+}
 
 
 def cost(runs: Sequence[ReportedRun]) -> Values:
@@ -97,15 +104,6 @@ def exports(runs: Sequence[ReportedRun]) -> list[Values]:
     return tables
 
 
-# The name of each figure in a sentence, and its format.
-_FIGURES = {
-    "parameters": ("parameters", formats.short),
-    "bytes": ("bytes of weights", formats.size),
-    "multiply_adds": ("multiply-adds", formats.short),
-    "latency": ("latency", formats.moment),
-}
-
-
 def _figures(run: ReportedRun, net: str) -> dict[str, Any]:
     """Return the figures of a net by name; None if a figure is unknown."""
     measured = run.cost(net)
@@ -125,11 +123,12 @@ def _comparisons(runs: Sequence[ReportedRun]) -> list[str]:
         student = _figures(run, run.student)
         for teacher in run.teachers_of(run.student)[:_MOST_TEACHERS]:
             figures = _figures(run, teacher)
-            parts = [
-                f"{formats.ratio(figures[name], student[name])} the {words}"
+            ratios = {
+                words: formats.ratio(figures[name], student[name])
                 for name, (words, _) in _FIGURES.items()
-                if name != "bytes" and formats.ratio(figures[name], student[name])
-            ]
+                if name != "bytes"
+            }
+            parts = [f"{ratio} the {words}" for words, ratio in ratios.items() if ratio]
             if parts:
                 listed = " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
                 sentences[f"{teacher} has {listed} of {run.student}."] = None
