@@ -163,34 +163,33 @@ class _Group:
     def verdict(self) -> Verdict:
         """Return the verdict."""
         differences = self._differences()
-        nets = [
-            ("student", self.student),
-            ("baseline", self.baseline),
-            *(("teacher", net) for net in self.teachers[:2]),
-        ]
-        is_decided = bool(differences) and differences[0].metric == self.metric
-        # "" if the deciding metric has no interval, because others must not decide in its place.
-        tone = differences[0].verdict if is_decided else ""
-        if is_decided:
-            headline, sentence = self._headline(differences[0]), self._sentence(differences[0])
-            others = self._other_metrics(differences) + self._other_students()
-            caveat = f"{others}{self._caveat(differences[0])}"
-        else:
+        # If the metric that decides has no interval, others must not decide in its place.
+        deciding = differences[0] if differences and differences[0].metric == self.metric else None
+        if deciding is None:
+            tone = "open"
             headline, sentence, caveat = self._without_difference()
+        else:
+            tone = deciding.verdict if deciding.verdict in _TONES and len(self.runs) > 1 else "open"
+            headline, sentence = self._headline(deciding), self._sentence(deciding)
+            caveat = f"{self._other_metrics(differences)}{self._other_students()}{self._caveat(deciding)}"
+        roles = {self.student: "student"}
+        if self.baseline is not None:
+            roles[self.baseline] = "baseline"
+        roles |= dict.fromkeys(self.teachers[:2], "teacher")
         return Verdict(
             runs=tuple(self.runs),
             label=self.label,
             headline=headline,
             sentence=sentence,
             caveat=caveat,
-            tone=tone if tone in _TONES and len(self.runs) > 1 else "open",
+            tone=tone,
             figures=tuple(
                 Figure(role=role, name=net, text=plain(self._mean(net)), detail=self._detail(net))
-                for role, net in nets
-                if net is not None and self.metric in self.runs[0].metrics.results[net]
+                for net, role in roles.items()
+                if self.metric in self.runs[0].metrics.results[net]
             ),
             differences=differences,
-            has_baseline=is_decided and self.baseline is not None,
+            has_baseline=deciding is not None and self.baseline is not None,
         )
 
     def _differences(self) -> tuple[BaselineDifference, ...]:
