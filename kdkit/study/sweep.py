@@ -68,13 +68,7 @@ class Sweep:
     ) -> None:
         self.recipe, self.metric, self.net = recipe, metric, net
         self.grid = _ordered(recipe, {name: _as_list(values) for name, values in grid.items()})
-        seeds = _as_list(seeds)
-        if not isinstance(seeds, Sequence):
-            validate_count("seeds", seeds)
-            seeds = range(seeds)
-        if not seeds or not all(is_whole_number(seed) and seed >= 0 for seed in seeds) or len({*seeds}) < len(seeds):
-            raise RecipeError(f"seeds must be one or more different integers of at least 0; got {seeds!r}")
-        self.seeds = tuple(map(int, seeds))
+        self.seeds = _as_seeds(seeds)
         averaged = (average_over,) if isinstance(average_over, str) else tuple(average_over)
         for name in averaged:
             if name not in self.grid:
@@ -82,12 +76,7 @@ class Sweep:
         self.average_over = tuple(name for name in self.grid if name in averaged)
         compared = [name for name in self.grid if name not in averaged]
         self.reference = dict(reference or {})
-        for name, value in self.reference.items():
-            if name not in compared:
-                raise RecipeError(f"the reference has {name!r}, which is not compared; {did_you_mean(name, compared)}")
-            if value not in self.grid[name]:
-                values = ", ".join(map(_text, self.grid[name]))
-                raise RecipeError(f"the reference has {name}={_text(value)}, but the grid has {name}={values}")
+        _validate_reference(self.reference, {name: self.grid[name] for name in compared})
         self.cells = tuple(self._cell(options) for options in _combinations(self.grid, compared))
         if self.reference and len(self.cells) > 1 and not any(cell.reference for cell in self.cells):
             raise RecipeError(
@@ -231,6 +220,17 @@ def _as_list(values: Any) -> Any:
     return values.tolist() if isinstance(values, np.ndarray | torch.Tensor) else values
 
 
+def _as_seeds(seeds: Any) -> tuple[int, ...]:
+    """Return a number of seeds, counted from 0, or a list of seeds, as a tuple."""
+    seeds = _as_list(seeds)
+    if not isinstance(seeds, Sequence):
+        validate_count("seeds", seeds)
+        seeds = range(seeds)
+    if not seeds or not all(is_whole_number(seed) and seed >= 0 for seed in seeds) or len({*seeds}) < len(seeds):
+        raise RecipeError(f"seeds must be one or more different integers of at least 0; got {seeds!r}")
+    return tuple(map(int, seeds))
+
+
 def _ordered(recipe: Callable[..., Recipe], grid: Mapping[str, Sequence[Any]]) -> dict[str, tuple[Any, ...]]:
     """Return the grid in the order of the parameters of `recipe`. Raises RecipeError if they do not match."""
     parameters = parameters_by_name(recipe).values()
@@ -265,6 +265,16 @@ def _validate_values(name: str, values: Sequence[Any]) -> None:
                 f"the grid has {name}={value!r}, whose text has a memory address, so a later run would not "
                 "recognize it; sweep a name or a number, and create the object in recipe()"
             )
+
+
+def _validate_reference(reference: Mapping[str, Any], grid: Mapping[str, Sequence[Any]]) -> None:
+    """Raise RecipeError if a reference has other options or values than the grid of the compared options."""
+    for name, value in reference.items():
+        if name not in grid:
+            raise RecipeError(f"the reference has {name!r}, which is not compared; {did_you_mean(name, grid)}")
+        if value not in grid[name]:
+            values = ", ".join(map(_text, grid[name]))
+            raise RecipeError(f"the reference has {name}={_text(value)}, but the grid has {name}={values}")
 
 
 def _trial_name(options: Mapping[str, Any], seed: int) -> str:
