@@ -34,12 +34,9 @@ class Int8Module(nn.Module):
         self.weights = nn.ParameterDict()
         for name, array in graph.constants.items():
             self.register_buffer(_key("constant", name), torch.from_numpy(np.array(array)), persistent=False)
-        self._steps: list[tuple[NodeProto, Callable[[NodeProto, Values], Tensor]]] = []
         for step in graph.nodes:
-            compute = _OPERATORS.get(step.op_type)
-            if compute is None:
+            if step.op_type not in _OPERATORS:
                 raise KdkitError(f"the operator {step.op_type} cannot be trained")
-            self._steps.append((step, compute.__get__(self)))
             if step.op_type in _WEIGHTED:
                 self._add_weights(step)
 
@@ -47,8 +44,8 @@ class Int8Module(nn.Module):
         """Return the outputs for the inputs, in the order of the graph; arguments that are not tensors are ignored."""
         inputs = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
         values: Values = dict(zip(self.graph.inputs, inputs, strict=True))
-        for step, compute in self._steps:
-            values[step.output[0]] = compute(step, values)
+        for step in self.graph.nodes:
+            values[step.output[0]] = _OPERATORS[step.op_type](self, step, values)
         return values[self.graph.outputs[0]]
 
     def trained_graph(self) -> OnnxGraph:
@@ -204,7 +201,7 @@ class Int8Module(nn.Module):
 
 
 _WEIGHTED = ("QLinearConv", "QGemm")
-_OPERATORS: dict[str, Callable[..., Tensor]] = {
+_OPERATORS: dict[str, Callable[[Int8Module, NodeProto, Values], Tensor]] = {
     "QuantizeLinear": Int8Module._quantize,
     "DequantizeLinear": Int8Module._same,
     "Identity": Int8Module._same,
