@@ -4,7 +4,8 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -44,26 +45,34 @@ class PrintableConsole(Console):
         Part of a number would be another number, and rich may shrink columns to nothing. The title of a table is a line
         above it, which rich would wrap, even within a word, at the width of the table.
         """
-        width = self._width  # None for the width of the terminal, which may change
-        tables = [item for item in objects if isinstance(item, Table)] if self.width < _WIDTH else []
-        # rich marks what it cuts.
-        cut = [table for table in tables if any("…" in segment.text for segment in self.render(table))]
+        tables = [item for item in objects if isinstance(item, Table)]
+        titles = [(table, table.title) for table in tables if table.title]
+        with self._widened(tables):
+            try:
+                for table, title in titles:
+                    super().print(title, style=table.title_style or "table.title", soft_wrap=True)
+                    table.title = None
+                super().print(*objects, **options)
+            except ValueError:
+                if not self.file.closed:
+                    raise
+                self.quiet = True
+            finally:
+                for table, title in titles:
+                    table.title = title
+
+    @contextmanager
+    def _widened(self, tables: Iterable[Table]) -> Iterator[None]:
+        """Be as wide as the tables that would be cut, but at most 120 columns."""
+        before = self._width  # None for the width of the terminal, which may change
         unlimited = self.options.update(max_width=10_000)
-        self._width = max([self.width, *(min(self.measure(item, options=unlimited).maximum, _WIDTH) for item in cut)])
-        titles = [(item, item.title) for item in objects if isinstance(item, Table) and item.title]
+        for table in tables if self.width < _WIDTH else ():
+            if any("…" in segment.text for segment in self.render(table)):  # rich marks what it cuts
+                self._width = max(self.width, min(self.measure(table, options=unlimited).maximum, _WIDTH))
         try:
-            for table, title in titles:
-                super().print(title, style=table.title_style or "table.title", soft_wrap=True)
-                table.title = None
-            super().print(*objects, **options)
-        except ValueError:
-            if not self.file.closed:
-                raise
-            self.quiet = True
+            yield
         finally:
-            self._width = width
-            for table, title in titles:
-                table.title = title
+            self._width = before
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Escape a text before it is measured and wrapped, so that columns of tables are wide enough."""
