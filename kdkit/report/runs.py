@@ -28,7 +28,6 @@ from kdkit.engine.storage.finished_run import (
 from kdkit.engine.storage.measurements import Measurements, NetCost, read_measurements
 from kdkit.engine.storage.run_folder import read_record
 from kdkit.errors import DataError, KdkitError, RunFolderError
-from kdkit.metrics.base import MetricResult
 from kdkit.metrics.bootstrap import BootstrapInterval
 from kdkit.metrics.paired import SplitPredictions, paired_bootstrap
 from kdkit.metrics.per_class import NetReport
@@ -96,27 +95,27 @@ class ReportedRun:
                 return default
 
         stages = read_or((), read_stages, folder)
-        reports = {net: read_or(None, read_net_report, folder, net) for net in metrics.results}
+        readable = {net: read_or(None, read_net_report, folder, net) for net in metrics.results}
+        reports = {net: report for net, report in readable.items() if report is not None}
         samples, sample_names = read_or(({}, ()), read_samples, folder)
         measurements = read_or(None, read_measurements, folder)
         try:
             source = read_file(folder / RECIPE).decode(errors="replace")[:_SOURCE]
         except OSError:  # a run from Python may have no recipe file
             source = None
-        run = cls(
+        return cls(
             folder=folder,
             label=label,
             record=record,
-            metrics=metrics,
+            metrics=_with_intervals(metrics, reports),
             stages=stages,
-            reports={net: report for net, report in reports.items() if report is not None},
+            reports=reports,
             samples=samples,
             sample_names=sample_names,
             measurements=measurements,
             source=source,
             problems=tuple(problems),
         )
-        return replace(run, metrics=replace(metrics, results=run._results_with_intervals()))
 
     @property
     def name(self) -> str:
@@ -249,21 +248,20 @@ class ReportedRun:
                 computed.append(baseline_difference(student, reference, name, difference))
         return tuple(sorted(computed, key=lambda row: row.metric != main))
 
-    def _results_with_intervals(self) -> dict[str, dict[str, MetricResult]]:
-        """Return the metrics, with bootstrap intervals added if they can be computed."""
-        completed: dict[str, dict[str, MetricResult]] = {}
-        for net, results in self.metrics.results.items():
-            split = self.split(net)
-            completed[net] = {}
-            for name, result in results.items():
-                metric = None
-                if split is not None and result.interval is None and math.isfinite(result.value):
-                    metric = same_metric(name, result, split)
-                if metric is not None and split is not None:
-                    interval = BootstrapInterval(metric.fit(split.validation), resamples=_RESAMPLES).compute(split.test)
-                    result = replace(result, interval=interval.interval)
-                completed[net][name] = result
-        return completed
+
+def _with_intervals(metrics: RunMetrics, reports: Mapping[str, NetReport]) -> RunMetrics:
+    """Return the metrics, with bootstrap intervals added if they can be computed."""
+    completed = {net: dict(results) for net, results in metrics.results.items()}
+    for net, report in reports.items():
+        validation, test = report.splits
+        for name, result in metrics.results[net].items():
+            if result.interval is not None or not math.isfinite(result.value):
+                continue
+            metric = same_metric(name, result, report.splits)
+            if metric is not None:
+                computed = BootstrapInterval(metric.fit(validation), resamples=_RESAMPLES).compute(test)
+                completed[net][name] = replace(result, interval=computed.interval)
+    return replace(metrics, results=completed)
 
 
 def read_runs(folders: Sequence[Path]) -> tuple[tuple[ReportedRun, ...], tuple[str, ...]]:
