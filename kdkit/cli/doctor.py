@@ -67,20 +67,32 @@ class Finding(NamedTuple):
     advice: str
 
 
-def examine(runs: Path) -> tuple[dict[str, Any], list[Finding]]:
+class Findings(list[Finding]):
+    """All findings."""
+
+    def broken(self, problem: str, advice: str) -> None:
+        """Add that something does not work."""
+        self.append(Finding(True, problem, advice))
+
+    def note(self, problem: str, advice: str) -> None:
+        """Add that something is slow, or may fail later."""
+        self.append(Finding(False, problem, advice))
+
+
+def examine(runs: Path) -> tuple[dict[str, Any], Findings]:
     """Return the facts about this installation by section, and the findings.
 
     runs: the folder of runs. The speed of its disk is measured.
     """
-    findings: list[Finding] = []
+    findings = Findings()
     facts: dict[str, Any] = {}
     # torch comes first, so that the time of the plugins does not include its import.
-    sections: dict[str, Callable[[list[Finding]], Any]] = {
+    sections: dict[str, Callable[[Findings], Any]] = {
         "versions": examine_versions,
         "devices": examine_devices,
         "threads": examine_threads,
         "plugins": examine_plugins,
-        "extras": examine_extras,
+        "extras": lambda _findings: examine_extras(),
         "folders": lambda findings: examine_folders(runs, findings),
     }
     for title, section in sections.items():
@@ -89,20 +101,18 @@ def examine(runs: Path) -> tuple[dict[str, Any], list[Finding]]:
         except Exception as error:  # any library may be broken, and the other sections must still be shown
             facts[title] = {}
             reason = f"{type(error).__name__}: {first_line(error)}"
-            findings.append(Finding(True, f"the {title} cannot be examined: {reason}", "see the error"))
+            findings.broken(f"the {title} cannot be examined: {reason}", "see the error")
     return facts, findings
 
 
-def examine_versions(findings: list[Finding]) -> dict[str, str]:
+def examine_versions(findings: Findings) -> dict[str, str]:
     """Return the versions of kdkit, Python, torch and all required packages, and import torch."""
     versions = {"kdkit": __version__, "python": platform.python_version(), "platform": platform.platform()}
     began = time.perf_counter()
     try:
         import torch
     except Exception as error:  # a library is missing, or built for another platform
-        findings.append(
-            Finding(True, f"torch cannot be imported: {first_line(error)}", "install torch again: see pytorch.org")
-        )
+        findings.broken(f"torch cannot be imported: {first_line(error)}", "install torch again: see pytorch.org")
     else:
         versions["torch"] = str(torch.__version__)
         versions["import of torch"] = f"{time.perf_counter() - began:.1f} s"
@@ -110,7 +120,7 @@ def examine_versions(findings: list[Finding]) -> dict[str, str]:
     return versions | {name: version for name, version in required.items() if name != "torch"}
 
 
-def _required_versions(package: str, findings: list[Finding]) -> dict[str, str]:
+def _required_versions(package: str, findings: Findings) -> dict[str, str]:
     """Return the versions of the packages that a package requires. Missing, too old and too new ones are broken."""
     versions = {}
     for name, least, below in _requirements("", package):
@@ -120,18 +130,18 @@ def _required_versions(package: str, findings: list[Finding]) -> dict[str, str]:
             versions[name] = version = __version__ if name == "kdkit" else importlib.metadata.version(name)
         except PackageNotFoundError:
             of_plugin = "" if package == "kdkit" else f", which {package} needs"
-            findings.append(Finding(True, f"{name} is not installed{of_plugin}", advice))
+            findings.broken(f"{name} is not installed{of_plugin}", advice)
             continue
         if _numbers(version) < _numbers(least):
             problem = f"{name} {version} is too old; {package} needs {least} or newer"
-            findings.append(Finding(True, problem, advice))
+            findings.broken(problem, advice)
         if below and _numbers(version) >= _numbers(below):
             problem = f"{name} {version} is too new; {package} needs a version below {below}"
-            findings.append(Finding(True, problem, f"update {package}, or {advice}"))
+            findings.broken(problem, f"update {package}, or {advice}")
     return versions
 
 
-def examine_devices(findings: list[Finding]) -> dict[str, str]:
+def examine_devices(findings: Findings) -> dict[str, str]:
     """Return the devices with their memory, after a small computation on each."""
     import torch
 
@@ -146,9 +156,7 @@ def examine_devices(findings: list[Finding]) -> dict[str, str]:
             torch.ones(2, device=name).sum().item()  # fails if the driver does not fit
         except Exception as error:  # CUDA raises errors of many classes
             devices[name] = "does not work"
-            findings.append(
-                Finding(True, f"{name} does not work: {first_line(error)}", "pass --device cpu, or update the driver")
-            )
+            findings.broken(f"{name} does not work: {first_line(error)}", "pass --device cpu, or update the driver")
             continue
         texts = (format_bytes(value, base=1024) for value in (free, total))
         devices[name] = "{}, {} of {} free".format(torch.cuda.get_device_name(index), *texts)
@@ -157,18 +165,18 @@ def examine_devices(findings: list[Finding]) -> dict[str, str]:
     if not torch.cuda.is_available() and shutil.which("nvidia-smi"):
         built = torch.version.cuda
         problem = "there is an NVIDIA driver, but torch " + ("finds no GPU" if built else "is built without CUDA")
-        findings.append(Finding(False, problem, "install a torch whose CUDA version fits the driver: see pytorch.org"))
+        findings.note(problem, "install a torch whose CUDA version fits the driver: see pytorch.org")
     return devices
 
 
-def examine_threads(findings: list[Finding]) -> dict[str, int | str]:
+def examine_threads(findings: Findings) -> dict[str, int | str]:
     """Return the number of torch threads, and of cores that this process may use."""
     import torch
 
     cores = usable_cores()
     if torch.get_num_threads() > cores:
         problem = f"torch uses {torch.get_num_threads()} threads on {cores} cores, which slows all of them down"
-        findings.append(Finding(False, problem, f"set OMP_NUM_THREADS={cores}"))
+        findings.note(problem, f"set OMP_NUM_THREADS={cores}")
     return {
         "torch": torch.get_num_threads(),
         "usable cores": cores,
@@ -176,7 +184,7 @@ def examine_threads(findings: list[Finding]) -> dict[str, int | str]:
     }
 
 
-def examine_plugins(findings: list[Finding]) -> dict[str, str]:
+def examine_plugins(findings: Findings) -> dict[str, str]:
     """Load all plugins and everything that they register. A skipped plugin is reported as broken.
 
     So is one whose package requires another version of kdkit or of a package.
@@ -195,18 +203,18 @@ def examine_plugins(findings: list[Finding]) -> dict[str, str]:
         seconds = time.perf_counter() - began
     for text in dict.fromkeys(str(item.message) for item in caught if issubclass(item.category, PluginWarning)):
         advice = "reinstall or update its package, or uninstall it; KDKIT_TRACEBACK=1 shows more"
-        findings.append(Finding(True, text, advice))
+        findings.broken(text, advice)
     for name, load in load_seconds.items():
         if load > _SLOW_PLUGIN:
             problem = f"plugin {name!r} takes {load:.1f} s to load, which delays every command, even `kdkit --help`"
-            findings.append(Finding(False, problem, "import heavy packages inside its hooks"))
+            findings.note(problem, "import heavy packages inside its hooks")
     if seconds > _SLOW_IMPORT:
         slowest, most = max(plugins.register_seconds.items(), key=lambda item: item[1])
         problem = (
             f"plugins take {seconds:.1f} s to register, of which {slowest!r} takes {most:.1f} s, which delays `kdkit "
             "list` and every run"
         )
-        findings.append(Finding(False, problem, "import heavy packages only when a registered object is called"))
+        findings.note(problem, "import heavy packages only when a registered object is called")
     described = {}
     for name in ("kdkit", *sorted(points)):
         entries = sum(registries[kind].plugin(entry) == name for kind in REGISTRIES for entry in registries[kind])
@@ -218,7 +226,7 @@ def examine_plugins(findings: list[Finding]) -> dict[str, str]:
     return {**described, "time to register": f"{seconds:.1f} s"}
 
 
-def examine_extras(_findings: list[Finding]) -> dict[str, str]:
+def examine_extras() -> dict[str, str]:
     """Return the extras of kdkit and of the packages of plugins, and which packages of each are missing."""
     try:
         extras = _extras_of("kdkit")
@@ -250,7 +258,7 @@ def _packages_of_plugins() -> list[str]:
     return sorted({found.name for found in distributions if found is not None} - {"kdkit"})
 
 
-def examine_folders(runs: Path, findings: list[Finding]) -> dict[str, str]:
+def examine_folders(runs: Path, findings: Findings) -> dict[str, str]:
     """Return the folders of runs and of the teacher cache, their sizes, and the speed of the disk."""
     from kdkit.engine.options import TEACHER_CACHE
     from kdkit.teachers.cache import CacheFolder
@@ -265,28 +273,28 @@ def examine_folders(runs: Path, findings: list[Finding]) -> dict[str, str]:
     blocking = next(path for path in paths if path.exists())
     if not blocking.is_dir():
         problem = f"run folders cannot be created in {runs}: {blocking} is a file"
-        findings.append(Finding(True, problem, "choose another folder: kdkit doctor --runs FOLDER"))
+        findings.broken(problem, "choose another folder: kdkit doctor --runs FOLDER")
     # Use the nearest existing folder, so that `doctor` does not create one.
     existing = next(folder for folder in paths if folder.is_dir())
     free = shutil.disk_usage(existing).free
     facts["free space"] = format_bytes(free)
     if free < _LITTLE_SPACE:
         problem = f"only {format_bytes(free)} are free for run folders in {existing}"
-        findings.append(Finding(False, problem, "delete old runs and cached outputs (`kdkit cache --delete all`)"))
+        findings.note(problem, "delete old runs and cached outputs (`kdkit cache --delete all`)")
     try:
         speed, fsync = _measure_disk(existing)
     except OSError as error:
         problem = f"run folders cannot be written in {existing}: {error.strerror or error}"
-        findings.append(Finding(True, problem, "choose another folder: kdkit run FILE --out FOLDER"))
+        findings.broken(problem, "choose another folder: kdkit run FILE --out FOLDER")
     else:
         facts["write speed"], facts["fsync"] = f"{format_bytes(speed)}/s", f"{fsync * 1000:.1f} ms"
         if fsync > _SLOW_FSYNC:
             problem = f"the disk of {existing} takes {fsync * 1000:.0f} ms for each fsync, which slows down checkpoints"
-            findings.append(Finding(False, problem, "choose a folder on a local disk with --out"))
+            findings.note(problem, "choose a folder on a local disk with --out")
     shared = Path("/dev/shm")
     if shared.is_dir() and (size := shutil.disk_usage(shared).total) < _LITTLE_SHARED_MEMORY:
         problem = f"worker processes pass batches in shared memory, which has only {format_bytes(size, base=1024)}"
-        findings.append(Finding(False, problem, "start the container with --shm-size=2g, or set Training(workers=0)"))
+        findings.note(problem, "start the container with --shm-size=2g, or set Training(workers=0)")
     return facts
 
 
@@ -342,7 +350,7 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(numbers)
 
 
-def report(facts: dict[str, Any], findings: list[Finding]) -> dict[str, Any]:
+def report(facts: dict[str, Any], findings: Findings) -> dict[str, Any]:
     """Return the facts and the findings as values for JSON."""
     return {
         "state": "broken" if any(finding.broken for finding in findings) else "working",
@@ -352,7 +360,7 @@ def report(facts: dict[str, Any], findings: list[Finding]) -> dict[str, Any]:
     }
 
 
-def show(facts: dict[str, Any], findings: list[Finding]) -> None:
+def show(facts: dict[str, Any], findings: Findings) -> None:
     """Print the sections, then the findings, broken ones first."""
     for title, values in facts.items():
         width = max(map(len, values), default=0)

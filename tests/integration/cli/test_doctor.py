@@ -33,7 +33,7 @@ def test_the_report_has_versions_devices_plugins_and_folders(kdkit_process, tmp_
 
 def test_the_memory_is_left_out_on_windows_which_does_not_state_it(monkeypatch):
     monkeypatch.delattr(doctor.os, "sysconf")
-    assert "memory" not in doctor.examine_devices([])["cpu"]
+    assert "memory" not in doctor.examine_devices(doctor.Findings())["cpu"]
 
 
 def test_a_broken_plugin_is_named_and_the_exit_code_is_1(kdkit_process, tmp_path):
@@ -113,7 +113,7 @@ def test_a_folder_that_cannot_be_written_is_broken(monkeypatch):
 def test_a_file_in_the_place_of_a_folder_of_runs_is_broken(tmp_path):
     (tmp_path / "runs").touch()
     for runs in (tmp_path / "runs", tmp_path / "runs" / "of" / "today"):
-        findings = []
+        findings = doctor.Findings()
         assert "fsync" in doctor.examine_folders(runs, findings)
         assert [finding.broken for finding in findings] == [True]
         assert findings[0].problem == f"run folders cannot be created in {runs}: {tmp_path / 'runs'} is a file"
