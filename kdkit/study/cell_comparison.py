@@ -49,11 +49,11 @@ def compare_cells(
     if not runs:
         raise [*damaged, *(error for cell in finished for error in cell.without_net)][0]
     best = _best(finished, metric)
-    by_label = {cell.cell.label: cell for cell in finished if cell.runs}
+    by_label = {cell.label: cell for cell in finished if cell.runs}
     sides: dict[str, tuple[_FinishedCell, _FinishedCell]] = {}  # of each comparison, by the label of its cell
     for label, cell in by_label.items():
-        if reference and cell.cell.reference in by_label:
-            sides[label] = cell, by_label[cell.cell.reference]
+        if reference and cell.reference in by_label:
+            sides[label] = cell, by_label[cell.reference]
         elif not reference and best is not None and cell is not best:
             sides[label] = best, cell
     level = _corrected_level(len(sides))
@@ -64,19 +64,19 @@ def compare_cells(
     results = []
     for cell in finished:
         comparison = distillation = None
-        if cell.cell.label in sides:
-            first, second = sides[cell.cell.label]
+        if cell.label in sides:
+            first, second = sides[cell.label]
             comparison = _compare(first.nets, second.nets, metric, level, overlap)
         if cell.baselines:
             distillation = _compare(cell.nets, cell.baselines, metric, distillation_level, overlap)
         results.append(
             CellResults(
-                label=cell.cell.label,
-                options=cell.cell.options,
+                label=cell.label,
+                options=cell.options,
                 metrics=_by_metric(cell.nets),
                 validation={key: run.validation for key, run in cell.runs.items()},
                 comparison=comparison,
-                reference=cell.cell.reference,
+                reference=cell.reference,
                 alone=_by_metric(cell.baselines),
                 distillation=distillation,
             )
@@ -93,7 +93,7 @@ def compare_cells(
         reference=reference,
         distillation_level=distillation_level,
         left_out=tuple(map(str, damaged)),
-        without_net=tuple(cell.cell.label for cell in finished if cell.without_net),
+        without_net=tuple(cell.label for cell in finished if cell.without_net),
         average_over=average_over,
     )
 
@@ -184,7 +184,7 @@ class _FinishedCell:
     """
 
     def __init__(self, study: Study, cell: Cell, metric: Metric, *, net: str | None, student: str) -> None:
-        self.cell = cell
+        self.label, self.options, self.reference = cell.label, cell.options, cell.reference
         self.runs: dict[Repetition, _Run] = {}
         self.damaged: list[RunFolderError] = []
         self.without_net: list[_NoSuchNetError] = []
