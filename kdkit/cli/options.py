@@ -28,7 +28,7 @@ def net_option(default: str = LAST_NET) -> Callable[..., Any]:
     return click.option("--net", metavar="NAME", show_default=default, help="Name of the net in the recipe.")
 
 
-def read_seeds(_ctx: click.Context, option: click.Parameter, text: str | None) -> int | list[int] | None:
+def _read_seeds(_ctx: click.Context, option: click.Parameter, text: str | None) -> int | list[int] | None:
     """Return the number of seeds, or the seeds themselves if there are commas; None if the option is missing."""
     if text is None:
         return None
@@ -47,7 +47,7 @@ def seeds_option(default: str | None = None) -> Callable[..., Any]:
         "--seeds",
         default=default,
         show_default=default is not None,
-        callback=read_seeds,
+        callback=_read_seeds,
         metavar="N|SEED,...",
         help="Repeat with N seeds, or with a list of seeds such as 3,5,8, and compare over them.",
     )

@@ -25,14 +25,14 @@ def show_plan(plan: Plan, console: Console, device: torch.device | None = None) 
 
     device: the device on which the cost was estimated.
     """
-    console.print(nets_table(plan))
+    console.print(_nets_table(plan))
     for number, stage_plan in enumerate(plan.stage_plans, start=1):
         # Names and reprs are escaped, because rich reads square brackets as markup.
         stage, estimate, peak = stage_plan.stage, stage_plan.estimate, stage_plan.peak_memory_bytes
-        training = escape(", ".join(training_facts(stage.training, plan.loader_batch)))
+        training = escape(", ".join(_training_facts(stage.training, plan.loader_batch)))
         tree = Tree(f"[bold]{number}. {escape(stage.name)}[/bold]  {training}")
         for term in stage_plan.terms:
-            branch = tree.add(term_line(term))
+            branch = tree.add(_term_line(term))
             for projector in term.projectors:
                 branch.add(escape(describe_projector(projector)))
         for line in () if estimate is None else estimate_lines(estimate, device or torch.device("cpu")):
@@ -51,7 +51,7 @@ def show_plan(plan: Plan, console: Console, device: torch.device | None = None) 
         console.print("[green]no problems found[/green]")
 
 
-def nets_table(plan: Plan) -> Table:
+def _nets_table(plan: Plan) -> Table:
     """Return a table with a row for each net: module, parameters, view, and what it learns from."""
     table = Table(title="Nets", title_justify="left", title_style="bold")
     for column in ("net", "module", "parameters", "view", "learns from"):
@@ -70,7 +70,7 @@ def nets_table(plan: Plan) -> Table:
     return table
 
 
-def term_line(term: TermSummary) -> str:
+def _term_line(term: TermSummary) -> str:
     """Return a term as markup: weight x label: the student's tensors <- the target's tensors by the loss."""
     target = " ".join(filter(None, [term.teacher, term.target]))
     arrow = f" <- {target}" if target else ""
@@ -82,7 +82,7 @@ def term_line(term: TermSummary) -> str:
     )
 
 
-def training_facts(training: Training, loader_batch: int | None) -> Iterator[str]:
+def _training_facts(training: Training, loader_batch: int | None) -> Iterator[str]:
     """Yield descriptions of the training options of a stage. loader_batch: see `Plan`."""
     size = f"{training.batch_size}" if loader_batch is None else f"{loader_batch}, as its DataLoader yields them"
     steps = training.steps_per_epoch

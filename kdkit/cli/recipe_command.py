@@ -178,12 +178,12 @@ class SweepCommand(RecipeCommand):
             """Return the values of all occurrences of the option."""
             convert_one = click.types.convert_type(_value_type(parameter))
             if parameter.multiple:  # recipe() takes a tuple, so each occurrence is a tuple
-                word_lists = [split_at_commas(text, option) for text in texts]
+                word_lists = [_split_at_commas(text, option) for text in texts]
                 return tuple(
                     _recipe_value(parameter, tuple(convert_one(word, option, ctx) for word in words))
                     for words in word_lists
                 )
-            words = split_at_commas(texts[0], option) if len(texts) == 1 else texts
+            words = _split_at_commas(texts[0], option) if len(texts) == 1 else texts
             return tuple(convert_one(word, option, ctx) for word in words)
 
         default = "" if parameter.default is None else f"[default: {parameter.default}]"
@@ -197,7 +197,7 @@ class SweepCommand(RecipeCommand):
         )
 
 
-def split_at_commas(text: str, option: click.Parameter) -> list[str]:
+def _split_at_commas(text: str, option: click.Parameter) -> list[str]:
     """Return the words between the commas of a value. Raises BadParameter if one is empty."""
     words = [word.strip() for word in text.split(",")]
     if not all(words):

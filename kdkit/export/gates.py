@@ -103,7 +103,7 @@ class Reference:
     def metric_gate(self, model: Model, points: float) -> MetricGate:
         """Return the metric gate of an export. Raises ExportRunError if it fails for a batch."""
         try:
-            exported = self._predict(as_net(self.source, model), self._tested)
+            exported = self._predict(_as_net(self.source, model), self._tested)
         except ExportRunError:
             raise
         except KdkitError:  # an output is not a finite number
@@ -197,7 +197,7 @@ class Reference:
         return predictor.predict(net, split, batch_size=self._size)
 
 
-def as_net(source: ExportSource, model: Model) -> Net[Any]:
+def _as_net(source: ExportSource, model: Model) -> Net[Any]:
     """Return an export as a net with the view and the classes of the network."""
 
     def module(*args: Any, **kwargs: Any) -> Tensor:

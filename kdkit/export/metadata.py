@@ -54,7 +54,7 @@ def metadata_of(reference: Reference, weights: Path) -> dict[str, Any]:
         "versions": versions(),
         "notices": [
             *(str(notice) for notice in data.notices),
-            *undescribed_inputs(source),
+            *_undescribed_inputs(source),
             *(["scores are of other data or splits than those of the run, which may have trained on them"] * is_other),
             # for example, that a stage is not finished
             *(f"weights: {fact}" for fact in find_weights(weights, source.net.name, None).facts),
@@ -76,10 +76,10 @@ def preparation_of(source: ExportSource) -> dict[str, Any]:
 
     {} if the view may change the inputs, but does not describe how.
     """
-    return {} if undescribed_inputs(source) else dict(described_inputs(source.net, source.data.preparation))
+    return {} if _undescribed_inputs(source) else dict(described_inputs(source.net, source.data.preparation))
 
 
-def undescribed_inputs(source: ExportSource) -> list[str]:
+def _undescribed_inputs(source: ExportSource) -> list[str]:
     """Return a notice if the data describes its inputs, but the view of the net may change these, and does not say."""
     view = source.net.view
     if not source.data.preparation or isinstance(view, Inputs) or getattr(view, "describe", None) is not None:

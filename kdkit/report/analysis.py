@@ -94,7 +94,7 @@ def same_metric(name: str, stored: MetricResult, run: SplitPredictions) -> Metri
     return None
 
 
-def decisions_of(run: SplitPredictions) -> NDArray[Any]:
+def _decisions_of(run: SplitPredictions) -> NDArray[Any]:
     """Return the decisions on the test split, in the shape of its labels. Thresholds have the best F1 by class."""
     kind = kind_of(run.test)
     if kind == "positions":
@@ -119,7 +119,7 @@ def agreement(first: SplitPredictions, second: SplitPredictions) -> Agreement | 
         return Agreement(correlation=_correlation(first_test.outputs, second_test.outputs))
     # Labels are (samples, classes) or (samples, *positions): shares count every label, not every sample.
     is_known = labels >= 0 if kind == "positions" else ~np.isnan(labels.astype(np.float64))
-    first_decided, second_decided = decisions_of(first)[is_known], decisions_of(second)[is_known]
+    first_decided, second_decided = _decisions_of(first)[is_known], _decisions_of(second)[is_known]
     first_right, second_right = first_decided == labels[is_known], second_decided == labels[is_known]
     outputs = first_test.outputs, second_test.outputs
     has_outputs = kind != "positions"
@@ -172,7 +172,7 @@ def confusion(run: SplitPredictions) -> Any:
     kind, count = kind_of(test), len(test.classes)
     if kind == "regression":
         return None
-    decided = decisions_of(run)
+    decided = _decisions_of(run)
     if kind == "multilabel" or (kind == "positions" and decided.dtype.kind == "b"):
         axes = tuple(range(2, test.labels.ndim))  # axes of positions: classes co-occur in a sample
         truth = np.nan_to_num(test.labels.astype(np.float64)) > 0

@@ -284,7 +284,7 @@ def read_runs(folders: Sequence[Path]) -> tuple[tuple[ReportedRun, ...], tuple[s
         unique.setdefault(path.resolve(), path)
     runs: dict[Path, ReportedRun] = {}
     errors: dict[Path, KdkitError] = {}
-    for (resolved, path), label in zip(unique.items(), distinct_names([*unique]), strict=True):
+    for (resolved, path), label in zip(unique.items(), _distinct_names([*unique]), strict=True):
         try:
             runs[resolved] = ReportedRun.read(path, label)
         except KdkitError as error:
@@ -360,7 +360,7 @@ def settings_digest(run: ReportedRun, average_over: Sequence[str]) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def distinct_names(paths: Sequence[Path]) -> list[str]:
+def _distinct_names(paths: Sequence[Path]) -> list[str]:
     """Return distinct names for different absolute paths: of each its own, with as many parent folders as needed."""
     parts = [path.parts for path in paths]
     for depth in range(1, max(map(len, parts), default=1) + 1):

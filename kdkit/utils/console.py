@@ -104,13 +104,13 @@ def make_console(*, stderr: bool = False, markup: bool = True) -> Console:
     # Without emoji a label such as ":x:" is printed unchanged.
     options: dict[str, Any] = {"highlight": False, "emoji": False, "stderr": stderr, "markup": markup}
     options["quiet"] = not stderr and not is_first_process()
-    if is_notebook():
+    if _is_notebook():
         return PrintableConsole(**options, width=_WIDTH, force_jupyter=False, force_terminal=True, legacy_windows=False)
     console = PrintableConsole(**options)
     return console if console.is_terminal else PrintableConsole(**options, width=_WIDTH)
 
 
-def is_notebook() -> bool:
+def _is_notebook() -> bool:
     """Whether the output is shown in a notebook, which has colors, but no cursor that can be moved."""
     return PrintableConsole().is_jupyter
 
@@ -128,7 +128,7 @@ class Status:
     """
 
     def __init__(self, *, enabled: bool = True) -> None:
-        shown = enabled and is_first_process() and not is_notebook()
+        shown = enabled and is_first_process() and not _is_notebook()
         self._console = make_console(stderr=True) if shown else None
         self._live: Live | None = None
 

@@ -45,7 +45,7 @@ def write(path: Path, *content: Content | str, mode: int = _MODE) -> None:
     except BaseException:  # KeyboardInterrupt too must not leave the temporary file
         temporary.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    _sync_folder(path.parent)
 
 
 def require_output(path: Path, option: str = "--out FILE") -> None:
@@ -136,7 +136,7 @@ def append(path: Path, content: Content) -> None:
         os.fsync(file.fileno())
 
 
-def sync_folder(folder: Path) -> None:
+def _sync_folder(folder: Path) -> None:
     """Write the names in a folder to the disk, so that a rename survives a power cut."""
     try:
         handle = os.open(folder, os.O_RDONLY)

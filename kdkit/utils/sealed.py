@@ -51,7 +51,7 @@ def seal(head: bytes, *rest: Content) -> list[Content]:
     return [head[:start] + code + head[start + len(code) :], *rest]
 
 
-def require_intact(content: bytes) -> None:
+def _require_intact(content: bytes) -> None:
     """Raise ValueError unless a file has the content that was sealed."""
     match = _DIGEST.search(content)
     if match is None:
@@ -89,7 +89,7 @@ def read_sealed_json(path: Path) -> dict[str, Any]:
     """Return the value in a sealed JSON file. Raises OSError if it cannot be read, and ValueError if it is damaged."""
     content = read_bounded(path)
     value = parse_json(content)
-    require_intact(content)
+    _require_intact(content)
     return _without_checksum(value)
 
 
@@ -118,7 +118,7 @@ def tensor_parts(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> lis
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the tensors and the facts in a sealed safetensors file. Raises ValueError if it is damaged."""
     content = read_file(path)
-    require_intact(content)
+    _require_intact(content)
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     metadata = header.get("__metadata__", {}) if isinstance(header, dict) else {}
     facts = _without_checksum(json.loads(metadata.get(SEALED, "null")))
