@@ -68,7 +68,7 @@ class Finding(NamedTuple):
 
 
 class Findings(list[Finding]):
-    """All findings."""
+    """The findings of all sections, in their order."""
 
     def broken(self, problem: str, advice: str) -> None:
         """Add that something does not work."""
@@ -255,7 +255,7 @@ def _packages_of_plugins() -> list[str]:
     from kdkit.plugins.manager import GROUP
 
     distributions = [point.dist for point in importlib.metadata.entry_points(group=GROUP)]
-    return sorted({found.name for found in distributions if found is not None} - {"kdkit"})
+    return sorted({distribution.name for distribution in distributions if distribution is not None} - {"kdkit"})
 
 
 def examine_folders(runs: Path, findings: Findings) -> dict[str, str]:
